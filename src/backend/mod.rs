@@ -1,0 +1,3 @@
+//! What the operations run on. Backends know slices, not tensors.
+
+pub mod cpu;

@@ -1,0 +1,3 @@
+//! Training: epochs, checkpoints, the run folder.
+
+pub mod record;

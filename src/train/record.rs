@@ -1,0 +1,133 @@
+//! What a run writes down: one [`EpochRecord`] a line in `log.jsonl`, one [`StageResult`] per stage in `result.json`.
+//! The trainer writes them, the report reads them.
+
+use serde::{Deserialize, Serialize};
+
+/// One line of `log.jsonl`: an epoch of a stage, after validation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// The stage's id (`joint`, `1-4`, `1-1-3`).
+    pub stage: String,
+    /// Counts from 1.
+    pub epoch: usize,
+    /// Mean over the training utterances (speech) or tokens (text) of the loss, while training.
+    pub train_loss: f64,
+    pub valid_loss: f64,
+    /// Per cent; speech only.
+    pub valid_cer: Option<f64>,
+    /// Per cent; speech only.
+    pub valid_wer: Option<f64>,
+    /// Text only.
+    pub valid_perplexity: Option<f64>,
+    /// True if this epoch has the lowest validation loss so far.
+    pub best: bool,
+    /// Optimiser steps since the stage began.
+    pub step: u64,
+    pub learning_rate: f64,
+    /// Mean global gradient norm before clipping.
+    pub gradient_norm: f64,
+    /// Updates skipped because a gradient was not finite.
+    pub skipped_updates: u64,
+    /// Utterances whose labels cannot fit their frames, left out of the gradient.
+    pub infeasible_utterances: u64,
+    /// Wall time of training and validation, of this epoch.
+    pub train_seconds: f64,
+    pub valid_seconds: f64,
+}
+
+/// Bytes at their peak within a stage, as counted by the device's ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRecord {
+    pub parameters: u64,
+    pub gradients: u64,
+    pub optimizer_state: u64,
+    /// Kept between forward and backward, for the largest batch.
+    pub kept_activations: u64,
+    /// The largest sum of everything on the device at one instant.
+    pub peak: u64,
+    /// The process's peak resident memory so far.
+    pub process_peak: u64,
+}
+
+/// How far a layer moved: the sum of |change| of its parameters from the end of epoch 1 to the best epoch (ICLR 2020, Table 1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerMovement {
+    /// For example `encoder.blstm.3` or `ctc`.
+    pub layer: String,
+    pub sum_absolute_change: f64,
+}
+
+/// Scores of one data set under one set of weights.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    pub loss: f64,
+    pub utterances: Option<u64>,
+    pub tokens: Option<u64>,
+    /// Per cent.
+    pub cer: Option<f64>,
+    /// Per cent.
+    pub wer: Option<f64>,
+    pub perplexity: Option<f64>,
+}
+
+/// One decoded utterance, kept as a sample for the report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Transcript {
+    pub utterance: String,
+    pub reference: String,
+    pub hypothesis: String,
+}
+
+/// One layer group of the model, bottom to top.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// For example `blstm-1` or `softmax`.
+    pub name: String,
+    pub parameters: u64,
+}
+
+/// A finished stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageResult {
+    pub stage: String,
+    /// The papers' notation: `joint`, `M(1,4)`, `M(1,1,3)`, `freeze-bottom`.
+    pub title: String,
+    /// Indices of the frozen groups, 0 is the lowest.
+    pub frozen_groups: Vec<usize>,
+    /// The stage whose weights the frozen groups have.
+    pub classifier_from: Option<String>,
+    pub seed: u64,
+    pub epochs: usize,
+    pub best_epoch: usize,
+    /// On the validation set, with the best epoch's weights.
+    pub valid: Scores,
+    /// On the test set, if the recipe names one.
+    pub test: Option<Scores>,
+    /// The value that the cascade compared, and its name (`cer`, `wer`, `loss`, `perplexity`).
+    pub criterion: String,
+    pub criterion_value: f64,
+    /// False if the strategy did not build on this stage because it was worse.
+    pub accepted: bool,
+    pub seconds: f64,
+    pub memory: MemoryRecord,
+    pub movement: Vec<LayerMovement>,
+    /// A few decoded validation utterances.
+    pub samples: Vec<Transcript>,
+}
+
+/// `result.json`: what a run came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunResult {
+    pub name: String,
+    pub model: String,
+    pub strategy: String,
+    pub device: String,
+    /// Bottom to top.
+    pub groups: Vec<GroupRecord>,
+    /// In the order in which they were trained.
+    pub stages: Vec<StageResult>,
+    /// The id of the best stage, `RUN` alone means this one.
+    pub best: Option<String>,
+    /// True once the strategy has nothing more to train.
+    pub finished: bool,
+}

@@ -1,0 +1,1 @@
+//! The promises that Headfirst keeps, one file per promise. This file is their index.
