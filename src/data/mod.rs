@@ -2,3 +2,4 @@
 
 pub mod ark;
 pub mod files;
+pub mod table;
