@@ -32,7 +32,7 @@ pub(crate) enum Operation<'a> {
     Rename(&'a Path, &'a Path),
     Link(&'a Path, &'a Path),
     Delete(&'a Path),
-    SyncFolder(&'a Path),
+    SyncFolder,
 }
 
 /// All changes to the file system pass here, so that tests can interrupt them.
@@ -248,7 +248,7 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
 
 /// Makes the names in a folder durable: files created, renamed and deleted there.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    let synced = perform(Operation::SyncFolder(folder), || File::open(folder)?.sync_all());
+    let synced = perform(Operation::SyncFolder, || File::open(folder)?.sync_all());
     match synced {
         // Some network file systems cannot sync a folder and do not need it.
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),

@@ -82,7 +82,7 @@ impl Plan {
             Operation::Rename(from, to) => Happened::Rename(from.into(), to.into()),
             Operation::Link(from, to) => Happened::Link(from.into(), to.into()),
             Operation::Delete(path) => Happened::Delete(path.into()),
-            Operation::SyncFolder(_) => Happened::SyncFolder,
+            Operation::SyncFolder => Happened::SyncFolder,
         });
         Ok(())
     }

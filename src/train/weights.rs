@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use super::files::{sha256, write_atomically};
 use crate::error::{Error, Result};
