@@ -151,11 +151,8 @@ fn create_locked(beside: &Path) -> io::Result<(PathBuf, File)> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
             created => created?,
         };
-        match file.lock() {
-            // A file system without locks: then nobody can take it for abandoned either.
-            Err(error) if error.kind() != ErrorKind::Unsupported => return Err(error),
-            _ => {}
-        }
+        // On a file system without locks nobody else can lock it either, and so nobody takes it for abandoned.
+        let _ = file.lock();
         // Another process may have found it in the instant before the lock and removed it as abandoned.
         if file.metadata()?.nlink() > 0 {
             return Ok((path, file));
@@ -298,9 +295,13 @@ pub(crate) fn lock(path: &Path) -> Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(Some(file)),
+        Err(TryLockError::Error(error)) if has_no_locks(&error) => Ok(Some(file)),
         Err(TryLockError::Error(error)) => Err(Error::io(path, "be locked", &error)),
     }
+}
+
+fn has_no_locks(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::Unsupported || error.raw_os_error() == Some(libc::ENOLCK)
 }
 
 /// The SHA-256 checksum of `bytes`, as 64 hexadecimal digits.
