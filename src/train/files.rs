@@ -287,16 +287,28 @@ pub fn write_error(path: &Path, source: &io::Error) -> Error {
     }
 }
 
-/// Takes a lock that ends with the process (or with the returned file). `None`: another process holds it. On a file system
-/// without locks it is granted.
-pub(crate) fn lock(path: &Path) -> Result<Option<File>> {
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-    let file = opened.map_err(|error| write_error(path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) if has_no_locks(&error) => Ok(Some(file)),
-        Err(TryLockError::Error(error)) => Err(Error::io(path, "be locked", &error)),
+/// A lock on a file; it ends when dropped, or with the process.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Lock {
+    /// `None`: another process (or another part of this one) holds it. On a file system without locks it is granted.
+    pub(crate) fn take(path: &Path) -> Result<Option<Self>> {
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = opened.map_err(|error| write_error(path, &error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) if has_no_locks(&error) => Ok(Some(Lock(file))),
+            Err(TryLockError::Error(error)) => Err(Error::io(path, "be locked", &error)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file would not do: a child process that is just being started has a copy of it for an instant.
+        let _ = self.0.unlock();
     }
 }
 
