@@ -80,8 +80,8 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()
 /// A file that is complete and synced but has only a temporary name. Dropped before it is placed, it is removed.
 pub(crate) struct Temporary {
     path: PathBuf,
-    /// Kept open for its lock.
-    _file: File,
+    /// Stays open, and locked, until the file has its place.
+    file: File,
     placed: bool,
 }
 
@@ -91,12 +91,12 @@ impl Temporary {
         remove_abandoned(folder_of(beside), |name| is_temporary_of(name, beside.file_name()));
         let (path, file) = create_locked(beside)?;
         // From here on every way out removes the temporary.
-        let temporary = Temporary { path, _file: file, placed: false };
+        let temporary = Temporary { path, file, placed: false };
         let mut writer = BufWriter::with_capacity(WRITE_BUFFER, Destination(&temporary));
         write(&mut writer)?;
         writer.flush()?;
         drop(writer);
-        perform(Operation::SyncFile(&temporary.path), || temporary._file.sync_all())?;
+        perform(Operation::SyncFile(&temporary.path), || temporary.file.sync_all())?;
         Ok(temporary)
     }
 
@@ -114,6 +114,8 @@ impl Drop for Temporary {
             // The error that led here is the one to report.
             let _ = perform(Operation::Delete(&self.path), || fs::remove_file(&self.path));
         }
+        // As for a `Lock`: closing would not do.
+        let _ = self.file.unlock();
     }
 }
 
@@ -121,7 +123,7 @@ struct Destination<'a>(&'a Temporary);
 
 impl Write for Destination<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        perform(Operation::Write(&self.0.path, bytes), || (&self.0._file).write(bytes))
+        perform(Operation::Write(&self.0.path, bytes), || (&self.0.file).write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
