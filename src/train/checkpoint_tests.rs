@@ -73,10 +73,16 @@ fn the_same_state_has_the_same_bytes() {
 fn a_crash_before_any_single_operation_leaves_the_old_state_or_the_new_one() {
     // Both a step with new best weights and one that keeps them.
     for (old, new) in [(2, 3), (3, 4)] {
+        let before = tempfile::tempdir().unwrap();
+        (0..=old).for_each(|step| save(before.path(), step).unwrap());
         let mut crashes = 0;
         for crash_before in 0.. {
+            // The files as they are in `before`: none is ever changed in place.
             let folder = tempfile::tempdir().unwrap();
-            (0..=old).for_each(|step| save(folder.path(), step).unwrap());
+            for entry in fs::read_dir(before.path()).unwrap() {
+                let entry = entry.unwrap();
+                fs::hard_link(entry.path(), folder.path().join(entry.file_name())).unwrap();
+            }
             let (outcome, trace) = with_crash(Some(crash_before), || save(folder.path(), new));
             let found = load(folder.path()).unwrap();
             assert!(found == old || found == new, "crash before operation {crash_before}: {found}");

@@ -80,8 +80,8 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()
 /// A file that is complete and synced but has only a temporary name. Dropped before it is placed, it is removed.
 pub(crate) struct Temporary {
     path: PathBuf,
-    /// Kept open for its lock.
-    _file: File,
+    /// Stays open, and locked, until the file has its place.
+    file: File,
     placed: bool,
 }
 
@@ -91,12 +91,12 @@ impl Temporary {
         remove_abandoned(folder_of(beside), |name| is_temporary_of(name, beside.file_name()));
         let (path, file) = create_locked(beside)?;
         // From here on every way out removes the temporary.
-        let temporary = Temporary { path, _file: file, placed: false };
+        let temporary = Temporary { path, file, placed: false };
         let mut writer = BufWriter::with_capacity(WRITE_BUFFER, Destination(&temporary));
         write(&mut writer)?;
         writer.flush()?;
         drop(writer);
-        perform(Operation::SyncFile(&temporary.path), || temporary._file.sync_all())?;
+        perform(Operation::SyncFile(&temporary.path), || temporary.file.sync_all())?;
         Ok(temporary)
     }
 
@@ -114,6 +114,8 @@ impl Drop for Temporary {
             // The error that led here is the one to report.
             let _ = perform(Operation::Delete(&self.path), || fs::remove_file(&self.path));
         }
+        // As for a `Lock`: closing would not do.
+        let _ = self.file.unlock();
     }
 }
 
@@ -121,7 +123,7 @@ struct Destination<'a>(&'a Temporary);
 
 impl Write for Destination<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        perform(Operation::Write(&self.0.path, bytes), || (&self.0._file).write(bytes))
+        perform(Operation::Write(&self.0.path, bytes), || (&self.0.file).write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -151,11 +153,8 @@ fn create_locked(beside: &Path) -> io::Result<(PathBuf, File)> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
             created => created?,
         };
-        match file.lock() {
-            // A file system without locks: then nobody can take it for abandoned either.
-            Err(error) if error.kind() != ErrorKind::Unsupported => return Err(error),
-            _ => {}
-        }
+        // On a file system without locks nobody else can lock it either, and so nobody takes it for abandoned.
+        let _ = file.lock();
         // Another process may have found it in the instant before the lock and removed it as abandoned.
         if file.metadata()?.nlink() > 0 {
             return Ok((path, file));
@@ -290,17 +289,33 @@ pub fn write_error(path: &Path, source: &io::Error) -> Error {
     }
 }
 
-/// Takes a lock that ends with the process (or with the returned file). `None`: another process holds it. On a file system
-/// without locks it is granted.
-pub(crate) fn lock(path: &Path) -> Result<Option<File>> {
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-    let file = opened.map_err(|error| write_error(path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(Some(file)),
-        Err(TryLockError::Error(error)) => Err(Error::io(path, "be locked", &error)),
+/// A lock on a file; it ends when dropped, or with the process.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Lock {
+    /// `None`: another process (or another part of this one) holds it. On a file system without locks it is granted.
+    pub(crate) fn take(path: &Path) -> Result<Option<Self>> {
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = opened.map_err(|error| write_error(path, &error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) if has_no_locks(&error) => Ok(Some(Lock(file))),
+            Err(TryLockError::Error(error)) => Err(Error::io(path, "be locked", &error)),
+        }
     }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file would not do: a child process that is just being started has a copy of it for an instant.
+        let _ = self.0.unlock();
+    }
+}
+
+fn has_no_locks(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::Unsupported || error.raw_os_error() == Some(libc::ENOLCK)
 }
 
 /// The SHA-256 checksum of `bytes`, as 64 hexadecimal digits.

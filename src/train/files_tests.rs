@@ -166,8 +166,8 @@ fn checksums_are_those_of_sha256() {
 fn a_lock_is_held_by_one_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(".lock");
-    let first = lock(&path).unwrap();
-    assert!(first.is_some() && lock(&path).unwrap().is_none());
+    let first = Lock::take(&path).unwrap();
+    assert!(first.is_some() && Lock::take(&path).unwrap().is_none());
     drop(first);
-    assert!(lock(&path).unwrap().is_some());
+    assert!(Lock::take(&path).unwrap().is_some());
 }

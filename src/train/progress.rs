@@ -210,18 +210,18 @@ impl Running {
         100.0 * self.parts().0
     }
 
-    /// Loss, speed, time left in this epoch and, at most, in this stage.
+    /// Loss, time left in this epoch and (at most) in this stage, speed.
     fn status(&self, loss: f64, elapsed: f64, past_epochs: (usize, f64)) -> String {
         let speed = |count: u64| count as f64 / elapsed.max(1e-9);
         let speed = match self.unit {
             Unit::Utterances => {
-                format!("{:.1} utterances/s ({:.0} frames/s)", speed(self.utterances_seen), speed(self.frames_seen))
+                format!("{:.1} utterances/s, {:.0} frames/s", speed(self.utterances_seen), speed(self.frames_seen))
             }
             Unit::Tokens => format!("{:.0} tokens/s", speed(self.frames_seen)),
         };
         let (done, seen) = self.parts();
         if seen == 0.0 {
-            return format!("loss {loss:.4}, {speed}");
+            return format!("loss {loss:.3}, {speed}");
         }
         // The pace of this epoch; of whole epochs that of those before it, which has validation in it.
         let epoch_seconds = elapsed / seen;
@@ -229,7 +229,8 @@ impl Running {
         let epoch_left = epoch_seconds * (1.0 - done);
         let stage_left = epoch_left + whole_epoch * self.max_epochs.saturating_sub(self.epoch) as f64;
         let (epoch_left, stage_left) = (clock(epoch_left), clock(stage_left));
-        format!("loss {loss:.4}, {speed}, {epoch_left} left (stage: {stage_left} at most)")
+        // What matters most comes first: a narrow terminal cuts the end off.
+        format!("loss {loss:.3}, {epoch_left} left (stage {stage_left}), {speed}")
     }
 }
 
@@ -241,8 +242,8 @@ fn style(no_color: bool) -> ProgressStyle {
 
 fn template(no_color: bool) -> &'static str {
     match no_color {
-        true => "{prefix} [{bar:24}] {pos}/{len} {wide_msg}",
-        false => "{prefix} [{bar:24.cyan/blue}] {pos}/{len} {wide_msg}",
+        true => "{prefix} [{bar:10}] {pos}/{len} {wide_msg}",
+        false => "{prefix} [{bar:10.cyan/blue}] {pos}/{len} {wide_msg}",
     }
 }
 
@@ -355,7 +356,7 @@ mod tests {
     fn a_long_epoch_says_how_far_it_is() {
         let text = trained(Mode::Lines, Duration::ZERO);
         assert_eq!(text.lines().count(), 6);
-        assert!(text.lines().nth(1).unwrap().starts_with("M(1,4) epoch 2/20: 25 %, loss 12.5000, "), "{text}");
+        assert!(text.lines().nth(1).unwrap().starts_with("M(1,4) epoch 2/20: 25 %, loss 12.500, "), "{text}");
     }
 
     #[test]
@@ -381,13 +382,13 @@ mod tests {
         assert_eq!(now.percent(), 50.0);
         // A quarter in 15 s: half an epoch is left, then 18 epochs of a minute, or of 67 s if one took that.
         let status = now.status(12.5, 15.0, (0, 0.0));
-        assert_eq!(status, "loss 12.5000, 4.0 utterances/s (67 frames/s), 0:30 left (stage: 18:30 at most)");
-        assert!(now.status(12.5, 15.0, (2, 134.0)).contains("(stage: 20:36 at most)"));
+        assert_eq!(status, "loss 12.500, 0:30 left (stage 18:30), 4.0 utterances/s, 67 frames/s");
+        assert!(now.status(12.5, 15.0, (2, 134.0)).contains("(stage 20:36)"));
         // Without frames it follows the batches.
         now.frames = 0;
         assert_eq!(now.percent(), 75.0);
         now.unit = Unit::Tokens;
-        assert!(now.status(f64::NAN, 15.0, (0, 0.0)).starts_with("loss NaN, 67 tokens/s, 0:08 left"));
+        assert!(now.status(f64::NAN, 15.0, (0, 0.0)).starts_with("loss NaN, 0:08 left (stage 9:08), 67 tokens/s"));
     }
 
     #[test]
@@ -397,13 +398,15 @@ mod tests {
         progress.tick(f64::INFINITY, 0, 0);
         assert_eq!(
             progress.now.as_ref().unwrap().status(0.0, 0.0, (0, 0.0)),
-            "loss 0.0000, 0.0 utterances/s (0 frames/s)"
+            "loss 0.000, 0.0 utterances/s, 0 frames/s"
         );
     }
 
     #[test]
     fn the_bar_s_templates_are_valid_and_one_is_without_color() {
-        [true, false].map(|no_color| ProgressStyle::with_template(template(no_color)).unwrap());
+        for no_color in [true, false] {
+            ProgressStyle::with_template(template(no_color)).unwrap();
+        }
         assert_eq!(template(false).replace(".cyan/blue", ""), template(true));
     }
 

@@ -12,14 +12,14 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::files::{self, create_folder, write_atomically, write_bytes, write_error};
+use super::files::{self, Lock, create_folder, write_atomically, write_bytes, write_error};
 use super::record::{EpochRecord, RunResult};
 use crate::error::{Error, Result};
 
@@ -49,7 +49,7 @@ pub struct StartFiles<'a> {
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    _lock: Option<File>,
+    _lock: Option<Lock>,
 }
 
 /// A stage's folder within a run.
@@ -149,7 +149,7 @@ impl RunFolder {
     }
 
     fn locked(path: &Path) -> Result<Self> {
-        let Some(lock) = files::lock(&path.join(LOCK))? else {
+        let Some(lock) = Lock::take(&path.join(LOCK))? else {
             return Err(Error::file(path, "another process is training in this folder")
                 .remedy("Wait until it ends, stop it, or name another folder: --out FOLDER"));
         };

@@ -175,7 +175,7 @@ mod tests {
     /// The records of a file, their checksums checked with a table-driven CRC.
     fn records(mut file: &[u8]) -> Vec<Vec<u8>> {
         let table: Vec<u32> = (0..256u32)
-            .map(|byte| (0..8).fold(byte, |crc, _| if crc % 2 == 1 { crc / 2 ^ 0x82F63B78 } else { crc / 2 }))
+            .map(|byte| (0..8).fold(byte, |crc, _| if crc % 2 == 1 { (crc / 2) ^ 0x82F63B78 } else { crc / 2 }))
             .collect();
         let check = |data: &[u8], masked: &[u8]| {
             let mut crc = u32::MAX;
@@ -183,7 +183,7 @@ mod tests {
                 crc = table[((crc ^ u32::from(*byte)) & 255) as usize] ^ (crc >> 8);
             }
             let crc = !crc;
-            let expected = ((crc >> 15) | (crc << 17)).wrapping_add(0xa282ead8);
+            let expected = crc.rotate_right(15).wrapping_add(0xa282ead8);
             assert_eq!(masked, expected.to_le_bytes());
         };
         let mut found = Vec::new();
