@@ -1,1 +1,3 @@
 //! To be opened.
+
+pub mod synthesis;
