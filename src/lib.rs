@@ -13,6 +13,7 @@ pub mod cascade;
 pub mod cli;
 pub mod data;
 pub mod decode;
+pub mod device;
 pub mod error;
 pub mod models;
 pub mod nn;

@@ -1,3 +1,32 @@
-//! To be opened.
+//! From a recording to what a network reads: WAV, FLAC and NIST SPHERE in, log mel energies and pitch out, as Kaldi computes them.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `reader` | which kind of file it is, which channel is read |
+//! | `sphere`, `containers` | NIST SPHERE; WAV and FLAC |
+//! | `resample` | another sample rate |
+//! | `options` | [`FeatureOptions`]: the `[features]` of a recipe, `features.toml`, the options of `data-tools` |
+//! | `window` | frames: how many, where they begin, their window |
+//! | `fbank` | log mel energies |
+//! | `pitch/` | Kaldi's pitch tracker and the features made of it |
+//! | `features` | all of it for one utterance |
+//! | `synthesis/` | a spoken corpus made by a machine, for the demo |
 
+pub mod containers;
+pub mod fbank;
+pub mod features;
+pub mod options;
+pub mod pitch;
+pub mod reader;
+pub mod resample;
+pub mod sphere;
 pub mod synthesis;
+pub mod window;
+
+#[cfg(test)]
+mod kaldi_reference;
+
+pub use features::{FeatureExtractor, Features};
+pub use options::{FeatureOptions, WindowType};
+pub use reader::{Audio, read_audio};
+pub use resample::resample;

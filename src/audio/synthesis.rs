@@ -18,13 +18,12 @@
 mod phones;
 mod voice;
 
-use std::fs::{self, File};
-use std::io::Write;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::data::files::replace_file;
 use crate::error::{Error, Result};
 use crate::random::{Philox, Stream};
 
@@ -166,7 +165,7 @@ fn say(text: &str, speaker: &Speaker, sample_rate: u32, random: &mut Stream) -> 
         .collect()
 }
 
-/// Writes one channel of 16-bit samples as a WAV file: beside its place, synced, then moved there.
+/// Writes one channel of 16-bit samples as a WAV file, whole or not at all.
 ///
 /// # Errors
 /// A file that cannot be written, or more samples than a WAV header can count.
@@ -194,20 +193,15 @@ pub fn write_wav(path: &Path, sample_rate: u32, samples: &[i16]) -> Result<()> {
     contents.extend_from_slice(b"data");
     contents.extend_from_slice(&bytes.to_le_bytes());
     contents.extend(samples.iter().flat_map(|sample| sample.to_le_bytes()));
-
-    let failed = |error: std::io::Error| Error::io(path, "be written", &error);
-    let temporary = path.with_extension("wav.tmp");
-    let mut file = File::create(&temporary).map_err(failed)?;
-    file.write_all(&contents).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&temporary, path).map_err(failed)?;
-    // A bare file name has the parent "", which is the current folder.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    replace_file(path, &contents)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::audio::{FeatureExtractor, FeatureOptions, read_audio};
 
     fn options() -> CorpusOptions {
         CorpusOptions { speakers: 0..3, utterances_per_speaker: 4, words_per_utterance: 2..=4, sample_rate: 16_000 }
@@ -321,6 +315,23 @@ mod tests {
         assert_eq!((&bytes[36..40], number(40, 4)), (&b"data"[..], 6));
         assert_eq!(bytes[44..], [1, 0, 0xFE, 0xFF, 0x00, 0x80]);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something was left beside the file");
+    }
+
+    #[test]
+    fn a_recording_goes_the_way_of_real_ones_from_file_to_filterbanks() {
+        let folder = tempfile::tempdir().unwrap();
+        let spoken =
+            corpus(1, &CorpusOptions { speakers: 2..3, utterances_per_speaker: 1, ..options() }).unwrap().remove(0);
+        let path = folder.path().join("a.wav");
+        write_wav(&path, 16_000, &spoken.samples).unwrap();
+        let audio = read_audio(&path, None).unwrap();
+        assert_eq!(audio.sample_rate, 16_000);
+        assert!(audio.samples.iter().copied().eq(spoken.samples.iter().map(|&sample| f32::from(sample))));
+        let options = FeatureOptions { num_mel_bins: 24, ..Default::default() };
+        let features =
+            FeatureExtractor::new(&options, 16_000).unwrap().compute(&audio.samples, &spoken.utterance).unwrap();
+        assert_eq!((features.dimension, features.frames), (24, (spoken.samples.len() - 400) / 160 + 1));
+        assert!(features.values.iter().all(|value| value.is_finite()));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! How each letter sounds: one or more segments, each with a target for the voice to move to.
 //!
-//! Formants are those of an average adult, after the tables of Peterson and Barney, "Control methods used in a study of the vowels", JASA
-//! 1952, and Klatt, "Software for a cascade/parallel formant synthesizer", JASA 1980, rounded and spread a little further apart: the aim is speech
-//! that is told apart easily.
+//! Formants are those of an average adult, after the tables of Peterson and Barney, "Control methods used in a study of the
+//! vowels", JASA 1952, and Klatt, "Software for a cascade/parallel formant synthesizer", JASA 1980, rounded and spread a little
+//! further apart: the aim is speech that is told apart easily.
 
 use crate::random::Stream;
 
@@ -41,7 +41,7 @@ const REST: Target = Target {
 
 /// Appends the phone of `letter`, or the pause of a space. `duration` multiplies the usual lengths.
 pub(super) fn speak(letter: char, duration: f64, random: &mut Stream, segments: &mut Vec<Segment>) {
-    // A few per cent of freedom for each formant.
+    // Six per cent of freedom up and down for each formant.
     let mut loose = |formants: [f64; 3]| formants.map(|hertz| hertz * (1.0 + 0.12 * (random.uniform() - 0.5)));
     let mut push = |milliseconds: f64, target: Target| {
         segments.push(Segment { milliseconds: milliseconds * duration, target });

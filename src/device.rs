@@ -1,0 +1,302 @@
+//! A device: where tensors live, what they take there, and how much work was asked of it.
+//!
+//! Two kinds so far. `cpu` computes. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
+//! that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
+
+use crate::error::{Error, Result, Subject};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a tensor is for; the ledger keeps one account each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Category {
+    Parameter,
+    Gradient,
+    OptimizerState,
+    /// Data, results of operations and their gradients.
+    Activation,
+    /// Needed within one operation only.
+    Workspace,
+}
+
+const CATEGORIES: usize = 5;
+
+/// Counts the bytes on a device, now and at the peak.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    live: [AtomicU64; CATEGORIES],
+    peak: [AtomicU64; CATEGORIES],
+    live_total: AtomicU64,
+    peak_total: AtomicU64,
+    /// Of every tensor ever made.
+    allocated: AtomicU64,
+}
+
+impl Ledger {
+    pub fn live(&self, category: Category) -> u64 {
+        self.live[category as usize].load(Ordering::Relaxed)
+    }
+
+    pub fn peak(&self, category: Category) -> u64 {
+        self.peak[category as usize].load(Ordering::Relaxed)
+    }
+
+    pub fn live_total(&self) -> u64 {
+        self.live_total.load(Ordering::Relaxed)
+    }
+
+    pub fn peak_total(&self) -> u64 {
+        self.peak_total.load(Ordering::Relaxed)
+    }
+
+    /// The sum of the sizes of all tensors made since the device was opened.
+    pub fn allocated(&self) -> u64 {
+        self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Lets the peaks begin anew at what is live now, for a new stage.
+    pub fn reset_peaks(&self) {
+        for (live, peak) in self.live.iter().zip(&self.peak) {
+            peak.store(live.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.peak_total.store(self.live_total(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn open(&self, category: Category, bytes: u64) {
+        let live = self.live[category as usize].fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak[category as usize].fetch_max(live, Ordering::Relaxed);
+        let total = self.live_total.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak_total.fetch_max(total, Ordering::Relaxed);
+        self.allocated.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn close(&self, category: Category, bytes: u64) {
+        self.live[category as usize].fetch_sub(bytes, Ordering::Relaxed);
+        self.live_total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Where a device's tensors are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    Cpu,
+    /// Nowhere: shapes only.
+    Plan,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kind: DeviceKind,
+    ledger: Ledger,
+    operations: AtomicU64,
+    pool: Mutex<Pool>,
+}
+
+/// A handle to a device; clones are the same device.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+impl Device {
+    pub fn cpu() -> Self {
+        Self::of_kind(DeviceKind::Cpu)
+    }
+
+    /// A device that counts and does not compute.
+    pub fn plan() -> Self {
+        Self::of_kind(DeviceKind::Plan)
+    }
+
+    fn of_kind(kind: DeviceKind) -> Self {
+        Device(Arc::new(Inner {
+            kind,
+            ledger: Ledger::default(),
+            operations: AtomicU64::new(0),
+            pool: Mutex::new(Pool::default()),
+        }))
+    }
+
+    pub fn kind(&self) -> DeviceKind {
+        self.0.kind
+    }
+
+    /// False on the device `plan`, where an operation does everything but its arithmetic.
+    pub fn computes(&self) -> bool {
+        self.kind() != DeviceKind::Plan
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    /// Adds to the count of floating-point operations (a multiplication and an addition are two).
+    pub fn count_operations(&self, operations: u64) {
+        self.0.operations.fetch_add(operations, Ordering::Relaxed);
+    }
+
+    pub fn operations(&self) -> u64 {
+        self.0.operations.load(Ordering::Relaxed)
+    }
+
+    /// Gives memory that no tensor uses back to the system.
+    pub fn trim(&self) {
+        self.pool().free.clear();
+    }
+
+    pub(crate) fn take_buffer(&self, elements: usize) -> Vec<f32> {
+        let mut buffer = self.pool().take(elements);
+        if cfg!(debug_assertions) {
+            buffer.fill(f32::NAN);
+        }
+        buffer.truncate(elements);
+        buffer
+    }
+
+    pub(crate) fn return_buffer(&self, buffer: Vec<f32>) {
+        self.pool().put(buffer);
+    }
+
+    fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
+        // A panic elsewhere cannot leave the pool half changed: it only moves whole buffers.
+        self.0.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind() {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Plan => "plan",
+        })
+    }
+}
+
+/// Opens the device that `--device` names, and says why if `auto` had to choose.
+///
+/// # Errors
+/// If the name is unknown or the device is not there.
+pub fn open(name: &str) -> Result<(Device, String)> {
+    match name {
+        "cpu" => Ok((Device::cpu(), "asked for".into())),
+        "auto" => Ok((Device::cpu(), "this binary was built without CUDA kernels".into())),
+        _ if name == "cuda" || name.starts_with("cuda:") => {
+            Err(Error::new(Subject::Device(name.into()), "this binary was built without CUDA kernels")
+                .remedy("Use --device cpu"))
+        }
+        _ => {
+            Err(Error::new(Subject::Device(name.into()), "is no device")
+                .remedy("Use --device auto, cpu, cuda or cuda:N"))
+        }
+    }
+}
+
+/// Buffers that a dropped tensor left, for the next tensor of about that size: fresh memory from the system costs a page fault
+/// for every 4 KiB, which is more than many operations cost.
+#[derive(Debug, Default)]
+struct Pool {
+    /// By capacity; none is empty.
+    free: BTreeMap<usize, Vec<Vec<f32>>>,
+}
+
+impl Pool {
+    /// Smaller buffers are the allocator's business.
+    const SMALLEST: usize = 16 * 1024;
+    /// A buffer is not spent on a request that needs less than this part of it.
+    const LARGEST_EXCESS: usize = 4;
+
+    /// A buffer of at least `elements` initialised, arbitrary elements.
+    fn take(&mut self, elements: usize) -> Vec<f32> {
+        if elements < Self::SMALLEST {
+            return vec![0.0; elements];
+        }
+        let fitting = self.free.range(elements..=elements.saturating_mul(Self::LARGEST_EXCESS)).next();
+        if let Some(capacity) = fitting.map(|(&capacity, _)| capacity) {
+            return self.remove(capacity);
+        }
+        // What is free is too small (or far too large): give up as much of it as is asked for, largest first, so that the process
+        // never holds much more than it once needed at the same time.
+        let mut given_up = 0;
+        while given_up < elements {
+            let Some((&capacity, _)) = self.free.range(..elements).next_back() else { break };
+            given_up += capacity;
+            drop(self.remove(capacity));
+        }
+        vec![0.0; elements]
+    }
+
+    fn remove(&mut self, capacity: usize) -> Vec<f32> {
+        let buffers = self.free.get_mut(&capacity).expect("the capacity was just found");
+        let buffer = buffers.pop().expect("no empty list is kept");
+        if buffers.is_empty() {
+            self.free.remove(&capacity);
+        }
+        buffer
+    }
+
+    fn put(&mut self, mut buffer: Vec<f32>) {
+        if buffer.capacity() >= Self::SMALLEST {
+            let capacity = buffer.capacity();
+            // Only the part beyond the old length is written: its elements were initialised once and then cut off.
+            buffer.resize(capacity, 0.0);
+            self.free.entry(capacity).or_default().push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ledger_knows_what_is_live_and_what_was_at_the_peak() {
+        let ledger = Ledger::default();
+        ledger.open(Category::Parameter, 100);
+        ledger.open(Category::Activation, 50);
+        ledger.close(Category::Activation, 50);
+        ledger.open(Category::Workspace, 20);
+        assert_eq!(ledger.live_total(), 120);
+        assert_eq!(ledger.peak_total(), 150);
+        assert_eq!(ledger.live(Category::Activation), 0);
+        assert_eq!(ledger.peak(Category::Activation), 50);
+        ledger.reset_peaks();
+        assert_eq!(ledger.peak_total(), 120);
+        assert_eq!(ledger.peak(Category::Activation), 0);
+        assert_eq!(ledger.allocated(), 170);
+    }
+
+    #[test]
+    fn the_pool_reuses_a_buffer_of_about_the_size_and_gives_up_what_is_too_small() {
+        let mut pool = Pool::default();
+        let large = Pool::SMALLEST * 8;
+        let buffer = pool.take(large);
+        let address = buffer.as_ptr();
+        pool.put(buffer);
+        let again = pool.take(large / 2);
+        assert_eq!(again.as_ptr(), address);
+        pool.put(again);
+        let small = pool.take(Pool::SMALLEST);
+        assert_ne!(small.as_ptr(), address, "a small request does not spend a large buffer");
+        let larger = pool.take(large * 2);
+        assert_eq!(larger.len(), large * 2);
+        assert!(pool.free.is_empty(), "the buffer that was too small went back to the system");
+    }
+
+    #[test]
+    fn an_unknown_device_is_an_error_that_lists_the_known() {
+        let message = open("gpu").unwrap_err().to_string();
+        assert!(message.contains("gpu") && message.contains("--device auto, cpu, cuda"), "{message}");
+    }
+}
