@@ -10,6 +10,7 @@
 //! | `fbank` | log mel energies |
 //! | `pitch/` | Kaldi's pitch tracker and the features made of it |
 //! | `features` | all of it for one utterance |
+//! | `synthesis/` | a spoken corpus made by a machine, for the demo |
 
 pub mod containers;
 pub mod fbank;
@@ -19,6 +20,7 @@ pub mod pitch;
 pub mod reader;
 pub mod resample;
 pub mod sphere;
+pub mod synthesis;
 pub mod window;
 
 #[cfg(test)]

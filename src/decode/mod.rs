@@ -1,8 +1,8 @@
 //! From a network's scores to symbols, after CTC (Graves et al., "Connectionist temporal classification", ICML 2006): a path has one
 //! symbol per frame; the labelling it stands for is found by merging repeats and then dropping blanks. T frames, V symbols, blank is 0.
 //!
-//! Every decoder takes the scores [T, V] of one utterance, without padding, as logits or as log probabilities: frames are normalised here, in f64, which
-//! leaves log probabilities as they are. Decoding many utterances in parallel is the caller's part.
+//! Every decoder takes the scores [T, V] of one utterance, without padding, as logits or as log probabilities: frames are
+//! normalised here, in f64, which leaves log probabilities as they are. Decoding many utterances in parallel is the caller's part.
 
 mod greedy;
 mod prefix_beam;

@@ -22,13 +22,13 @@ use crate::error::{Error, Result};
 const NAME: &str = "prefix beam search";
 const NEVER: f64 = f64::NEG_INFINITY;
 
-/// The best labellings of `scores` [frames, symbols], most probable first, at most `width` of them. The log probability is that of the
-/// labelling, summed over the paths that stayed within the beam: exact where the beam held every prefix, else a lower bound.
+/// The best labellings of `scores` [frames, symbols], most probable first, at most `width` of them. The log probability is that
+/// of the labelling, summed over the paths that stayed within the beam: exact where the beam held every prefix, else a lower bound.
 ///
-/// After each frame the `width` most probable prefixes are kept. A width of 1 keeps one prefix, by the sum over its paths: not the same as
-/// greedy decoding, which looks at single paths. Ties inside the search go to the prefix that was there before, then to the one whose parent ranked
-/// higher, then to the lower id; ties in the result to the smaller sequence of ids. No frames give the empty labelling with log probability 0.
-/// Time is frames · width · symbols, memory grows by at most `width` prefixes a frame.
+/// After each frame the `width` most probable prefixes are kept. A width of 1 keeps one prefix, by the sum over its paths: not
+/// the same as greedy decoding, which looks at single paths. Ties inside the search go to the prefix that was there before, then
+/// to the one whose parent ranked higher, then to the lower id; ties in the result to the smaller sequence of ids. No frames give
+/// the empty labelling with log probability 0. Time is frames · width · symbols; memory grows by at most `width` prefixes a frame.
 ///
 /// # Errors
 /// A width of 0; scores that are not whole frames; a frame with a NaN, with plus infinity, or with nothing but minus infinity.

@@ -3,15 +3,16 @@
 //! An alignment has the fewest edits (substitution, deletion and insertion cost 1 each: the Levenshtein distance, from which CER
 //! and WER are made) and, among those, the fewest substitutions, which is the same as the most matches. NIST's `sclite` weighs a
 //! substitution 4 and the others 3; for equal numbers of edits that too prefers fewer substitutions, so both agree except where
-//! `sclite` accepts more edits to avoid substitutions (5 substitutions weigh 20, 3 deletions and 3 insertions 18). These two rules make the three
-//! counts unique. What is left of the ties is settled walking back from the end: the diagonal first, then a deletion, then an
-//! insertion. The edits therefore depend on the two sequences alone, never on how the memory was divided.
+//! `sclite` accepts more edits to avoid substitutions (5 substitutions weigh 20, 3 deletions and 3 insertions 18). These two rules
+//! make the three counts unique. What is left of the ties is settled walking back from the end: the diagonal first, then a
+//! deletion, then an insertion. The edits therefore depend on the two sequences alone, never on how the memory was divided.
 //!
-//! Time: R·H cells, 1.2 ns each for the counts, 4 ns for the edits (measured on 20,000 x 20,000). Memory: the counts need H numbers, the
-//! edits a backtrace of two bits a cell, at most [`BACKTRACE_CELLS`] of them. Larger problems are split where the best path crosses the
-//! middle of the reference (after Hirschberg, "A linear space algorithm for computing maximal common subsequences", CACM
-//! 1975, but with the crossing carried along the forward pass, so that ties fall as they would in one piece). An hour of
-//! speech as one utterance, some 60,000 characters, takes 5 s and 1 MB for the counts, 15 s and 20 MB for the edits. Lengths must stay below 2^31.
+//! Time: R·H cells, 1.2 ns each for the counts, 4 ns for the edits (measured on 20,000 x 20,000). Memory: the counts need H
+//! numbers, the edits a backtrace of two bits a cell, at most [`BACKTRACE_CELLS`] of them. Larger problems are split where the
+//! best path crosses the middle of the reference (after Hirschberg, "A linear space algorithm for computing maximal common
+//! subsequences", CACM 1975, but with the crossing carried along the forward pass, so that ties fall as they would in one
+//! piece). An hour of speech as one utterance, some 60,000 characters, would take 5 s and 1 MB for the counts, 15 s and 20 MB for
+//! the edits. Lengths must stay below 2^31.
 
 /// One step of an alignment, in the order of the two sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

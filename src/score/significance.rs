@@ -1,11 +1,11 @@
 //! Is one system better than another, or luckier? Two tests over the utterances that both have recognised.
 //!
-//! - [`matched_pairs`]: Gillick and Cox, "Some statistical issues in the comparison of speech recognition algorithms", ICASSP 1989. The
-//!   differences of the numbers of edits, segment by segment, are averaged and held against their own spread. The segments
-//!   here are utterances, which the authors allow; `sclite`'s are stretches between words that both systems have right.
-//! - [`bootstrap`]: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004. The utterances are drawn
-//!   again, with replacement and for both systems alike, as many as there are, and the difference of the two error rates is computed anew;
-//!   its percentiles are a confidence interval.
+//! - [`matched_pairs`]: Gillick and Cox, "Some statistical issues in the comparison of speech recognition algorithms", ICASSP
+//!   1989. The differences of the numbers of edits, segment by segment, are averaged and held against their own spread. The segments
+//!   here are whole utterances; `sclite` takes the smaller stretches between words that both systems have right.
+//! - [`bootstrap`]: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
+//!   The utterances are drawn again, with replacement and for both systems alike, as many as there are, and the difference of
+//!   the two error rates is computed anew; its percentiles are a confidence interval.
 //!
 //! Differences are second minus first: negative where the second system is better.
 

@@ -7,14 +7,14 @@
 //!
 //! `sclite` gives some characters a meaning inside a transcript: `{ a / b }` are alternatives, `(a)` may be missing, `@` is no word at
 //! all, and a line that begins with `;;` is a comment. There is no way to quote them, so they are written as `%` and two
-//! hexadecimal digits, and so is `%` itself: `(` as `%28`, `)` as `%29`, `{` as `%7B`, `}` as `%7D`, `@` as `%40`, `%` as `%25`, and `;` at the beginning of a
-//! line as `%3B`. References and hypotheses are written alike, so the counts do not change. A symbol stays one symbol.
+//! hexadecimal digits, and so is `%` itself: `(` as `%28`, `)` as `%29`, `{` as `%7B`, `}` as `%7D`, `@` as `%40`, `%` as
+//! `%25`, and `;` at the beginning of a line as `%3B`. References and hypotheses are written alike, so the counts do not
+//! change. A symbol stays one symbol.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::Path;
 
+use crate::data::files::replace_file;
 use crate::error::{Error, Result};
 
 /// What counts as a symbol.
@@ -81,24 +81,18 @@ fn push_symbol(contents: &mut String, line_begin: usize, characters: impl Iterat
     contents.push(' ');
 }
 
-/// Writes a `trn` file beside its place, syncs it and moves it there: a crash leaves the old file or the new one.
+/// Writes a `trn` file, whole or not at all: a crash leaves the old file or the new one.
 ///
 /// # Errors
 /// As [`render`], and where the file cannot be written.
 pub fn write<'a>(path: &Path, lines: impl IntoIterator<Item = Line<'a>>, unit: Unit) -> Result<()> {
-    let contents = render(lines, unit)?;
-    let failed = |error: std::io::Error| Error::io(path, "be written", &error);
-    let temporary = path.with_extension("trn.tmp");
-    let mut file = File::create(&temporary).map_err(failed)?;
-    file.write_all(contents.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&temporary, path).map_err(failed)?;
-    // A bare file name has the parent "", which is the current folder.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    replace_file(path, render(lines, unit)?.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn one(text: &str, unit: Unit) -> String {
