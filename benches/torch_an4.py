@@ -283,7 +283,8 @@ def train(model, optimizer, epoch_batches, sets, patience: int, most_epochs: int
         loss = train_epoch(model, optimizer, epoch_batches)
         seconds.append(time.perf_counter() - start)
         dev_loss, dev_cer = evaluate(model, sets["dev"])
-        print(f"epoch {epoch}: {seconds[-1]:.2f} s, loss {loss:.2f}, dev loss {dev_loss:.2f}, dev CER {dev_cer:.2f}", file=sys.stderr)
+        line = f"epoch {epoch}: {seconds[-1]:.2f} s, loss {loss:.2f}, dev loss {dev_loss:.2f}, dev CER {dev_cer:.2f}"
+        print(line, file=sys.stderr)
         if dev_loss < best:
             best, best_epoch, best_weights = dev_loss, epoch, copy.deepcopy(model.state_dict())
         if epoch - best_epoch >= patience:

@@ -5,10 +5,10 @@
     python benches/vs_torch.py --rows 'lstm/*' --rounds 3 --json
     python benches/vs_torch.py --write docs/results/cpu-vs-torch.md
 
-`torch_rows.py` holds the table of rows, what PyTorch runs for each, and the goals. A round goes through all rows; for each row it runs
-`headfirst bench NAME --json` and `torch_rows.py NAME`, each in a fresh process and alone, and every other round in the opposite
-order. Machines are noisy: a time is the median over the rounds of each process's own median, with the lowest and the highest beside
-it, and a ratio is the median of the ratios within a round, whose two sides saw about the same machine.
+`torch_rows.py` holds the table of rows, what PyTorch runs for each, and the goals. A round goes through all rows; for each row
+it runs `headfirst bench NAME --json` and `torch_rows.py NAME`, each in a fresh process and alone, and every other round in the
+opposite order. Machines are noisy: a time is the median over the rounds of each process's own median, with the lowest and the
+highest beside it, and a ratio is the median of the ratios within a round, whose two sides saw about the same machine.
 
 Peak memory is the largest resident set of a process that does one step of the row. This file must not import torch: a child's
 `ru_maxrss` starts from what its parent held when it was started, so the parent has to stay small.
@@ -68,8 +68,8 @@ class Headfirst:
     def milliseconds(self, name: str) -> float:
         result = parsed(run([self.binary, "bench", name, "--json", *self.options], self.threads)[0])
         row = next((row for row in result.get("rows", []) if row.get("name") == name), None)
-        if row is None:
-            raise Failed("the binary has no such row")
+        if row is None or "median_ms" not in row:
+            raise Failed("the binary gave no median_ms for this row")
         self.device = result.get("device")
         return float(row["median_ms"])
 
@@ -191,8 +191,9 @@ def times_table(rows: list[dict]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [row["name"], milliseconds_cell(row["torch"]), milliseconds_cell(row["headfirst"]), number_cell(row["ratio"])]
-        cells += [goal_cell(row), number_cell(row["headfirst"]["of_joint"]), number_cell(row["torch"]["of_joint"])]
+        torch, headfirst = row["torch"], row["headfirst"]
+        cells = [row["name"], milliseconds_cell(torch), milliseconds_cell(headfirst), number_cell(row["ratio"])]
+        cells += [goal_cell(row), number_cell(headfirst["of_joint"]), number_cell(torch["of_joint"])]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -226,7 +227,8 @@ def reasons(rows: list[dict]) -> list[str]:
 
 def markdown(result: dict) -> str:
     lines = [
-        f"Measured on {result['date']}: {result['processor']}, {result['threads']} threads, load average {result['load']:.2f} at the start. "
+        f"Measured on {result['date']}: {result['processor']}, {result['threads']} threads, "
+        f"load average {result['load']:.2f} at the start. "
         f"PyTorch {result['torch']} ({result['torch_device']}), Headfirst on {result['headfirst_device']}. "
         f"{result['rounds']} rounds, alternating: median over the rounds (lowest to highest), ratios within a round.",
         "",
@@ -265,7 +267,7 @@ def comparison(arguments: argparse.Namespace) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare Headfirst with PyTorch, row by row, in one run.")
-    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="rows to measure; * stands for anything (default: all)")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="rows to measure, * as a wildcard (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each row is measured on each side (default: 5)")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long PyTorch repeats a step in a round (default: 3)")
     parser.add_argument("--threads", type=int, default=2)
