@@ -17,7 +17,7 @@ pub const MAX_ULP: [f64; 4] = [1.0, 1.0, 2.5, 3.0];
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub const ROUND: f32 = 12_582_912.0;
 /// exp of less than this is no normal number any more (ln 2^-126 = -87.3365).
 const SMALLEST_NORMAL: f32 = -87.336;
 
@@ -30,7 +30,7 @@ pub fn apply<Operation: WithSimd>(operation: Operation) -> Operation::Output {
     pulp::Arch::new().dispatch(operation)
 }
 
-/// (exp(r) - 1, n << 23) of x = n ln 2 + r, for |x| < 2^21 ln 2.
+/// (exp(r) - 1, n) of x = n ln 2 + r, for |x| < 2^21 ln 2; n is the difference of the bits to those of [`ROUND`].
 #[inline(always)]
 pub fn reduced_exp<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::u32s) {
     let constant = |value| simd.splat_f32s(value);
@@ -43,14 +43,14 @@ pub fn reduced_exp<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::u32s) {
         q = simd.mul_add_e_f32s(q, r, constant(coefficient));
     }
     let expm1 = simd.mul_add_e_f32s(simd.mul_f32s(r, r), q, r);
-    // The bits of ROUND vanish in the shift: what is left is n in the place of the exponent.
-    let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
-    (expm1, exponent)
+    (expm1, simd.transmute_u32s_f32s(shifted))
 }
 
-/// 2^n for n << 23, where 2^n is a normal number.
+/// 2^n for n as [`reduced_exp`] gives it, where 2^n is a normal number.
 #[inline(always)]
-fn power<S: Simd>(simd: S, exponent: S::u32s) -> S::f32s {
+fn power<S: Simd>(simd: S, n: S::u32s) -> S::f32s {
+    // The bits of ROUND vanish in the shift: what is left is n in the place of the exponent.
+    let exponent = simd.wrapping_dyn_shl_u32s(n, simd.splat_u32s(23));
     simd.transmute_f32s_u32s(simd.add_u32s(exponent, simd.splat_u32s(127 << 23)))
 }
 
@@ -64,7 +64,7 @@ pub fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // 2^n may be out of range although the result is not: exp(x) = exp(x - n/2 ln 2) 2^(n/2) in two factors.
     let (expm1, exponent) = reduced_exp(simd, x);
     let half = simd.mul_add_e_f32s(x, simd.splat_f32s(0.5 * std::f32::consts::LOG2_E), simd.splat_f32s(ROUND));
-    let half = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(half), simd.splat_u32s(23));
+    let half = simd.transmute_u32s_f32s(half);
     let scale = power(simd, half);
     let mantissa = simd.mul_add_e_f32s(expm1, scale, scale);
     simd.mul_f32s(mantissa, power(simd, simd.sub_u32s(exponent, half)))
