@@ -11,6 +11,10 @@
 //!
 //! All numbers are little-endian, as on every machine that Kaldi runs on.
 
+mod archive;
+mod compressed;
+mod matrix;
 mod writer;
 
+pub use archive::FeatureArchive;
 pub use writer::ArkWriter;
