@@ -1,0 +1,153 @@
+//! Writing a Kaldi data folder: `wav.scp`, `text`, `utt2spk`, then `feats.ark` and `feats.scp`, and `features.toml`, which says how the
+//! features were made. Every file appears under its name only when it is complete.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use headfirst::audio::{FeatureExtractor, FeatureOptions, Features, read_audio};
+use headfirst::data::ark::ArkWriter;
+use headfirst::data::files::replace_file;
+use headfirst::error::{Error, Result};
+use rayon::prelude::*;
+
+use crate::progress::Progress;
+
+/// Utterances that are computed side by side before they are written: enough for many cores, little to hold in memory.
+const AT_ONCE: usize = 256;
+
+/// One recording and where it lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recording {
+    pub id: String,
+    pub audio: PathBuf,
+}
+
+/// Makes the folder, and those above it.
+///
+/// # Errors
+/// A place where no folder can be made.
+pub fn create(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, "be made", &error))
+}
+
+/// Writes a table: a line `id value` for each row.
+///
+/// # Errors
+/// A folder that cannot be written to.
+pub fn write_table<'a>(path: &Path, rows: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
+    let mut text = String::new();
+    for (id, value) in rows {
+        text.push_str(id);
+        if !value.is_empty() {
+            text.push(' ');
+            text.push_str(value);
+        }
+        text.push('\n');
+    }
+    replace_file(path, text.as_bytes())
+}
+
+/// The extractor for `recordings`: for the wanted sample rate, or else for that of the first recording.
+///
+/// # Errors
+/// Impossible options; a first recording that cannot be read.
+pub fn extractor(
+    recordings: &[Recording],
+    options: &FeatureOptions,
+    channel: Option<usize>,
+) -> Result<FeatureExtractor> {
+    let rate = match (options.wanted_rate()?, recordings.first()) {
+        (Some(rate), _) => rate,
+        (None, Some(first)) => read_audio(&first.audio, channel)?.sample_rate,
+        (None, None) => return Err(Error::program("there are no recordings")),
+    };
+    FeatureExtractor::new(options, rate)
+}
+
+/// Computes the features of `recordings` and writes them to `folder`: `feats.ark`, `feats.scp` and `features.toml`. The order of the
+/// recordings is kept, and the bytes do not depend on the number of threads.
+///
+/// # Errors
+/// Those of [`FeatureExtractor::compute_file`] and [`ArkWriter`]. What stood in the folder before is then still there.
+pub fn write_features(
+    folder: &Path,
+    recordings: &[Recording],
+    extractor: &FeatureExtractor,
+    channel: Option<usize>,
+    mut progress: Progress,
+) -> Result<()> {
+    let mut writer = ArkWriter::create(folder.join("feats.ark"), folder.join("feats.scp"))?;
+    let mut frames = 0;
+    for part in recordings.chunks(AT_ONCE) {
+        let features: Vec<Result<Features>> =
+            part.par_iter().map(|recording| extractor.compute_file(&recording.audio, channel, &recording.id)).collect();
+        for (recording, features) in part.iter().zip(features) {
+            let features = features?;
+            writer.write(&recording.id, features.frames, features.dimension, &features.values)?;
+            frames += features.frames;
+        }
+        progress.advance(part.len());
+    }
+    writer.finish()?;
+    extractor.options().write(folder.join("features.toml"))?;
+    let (utterances, dimension) = (recordings.len(), extractor.dimension());
+    progress.finish(&format!("{utterances} utterances, {frames} frames of {dimension} features"));
+    Ok(())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A WAV file of noise-like 16-bit samples.
+    pub fn write_wav(path: &Path, rate: u32, samples: u32) {
+        let mut bytes = b"RIFF".to_vec();
+        bytes.extend_from_slice(&(36 + 2 * samples).to_le_bytes());
+        bytes.extend_from_slice(b"WAVEfmt \x10\0\0\0\x01\0\x01\0");
+        bytes.extend_from_slice(&rate.to_le_bytes());
+        bytes.extend_from_slice(&(2 * rate).to_le_bytes());
+        bytes.extend_from_slice(b"\x02\0\x10\0data");
+        bytes.extend_from_slice(&(2 * samples).to_le_bytes());
+        for index in 0..samples {
+            bytes.extend_from_slice(&((index * index % 2003) as i16 - 1000).to_le_bytes());
+        }
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn the_bytes_do_not_depend_on_the_number_of_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let recordings: Vec<Recording> = (0..9)
+            .map(|index| {
+                let audio = folder.path().join(format!("{index}.wav"));
+                write_wav(&audio, 16000, 2000 + 300 * index);
+                Recording { id: format!("u{index}"), audio }
+            })
+            .collect();
+        let options = FeatureOptions { dither: 1.0, pitch: true, ..Default::default() };
+        let archives = [1, 4].map(|threads| {
+            let extractor = extractor(&recordings, &options, None).unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let progress = Progress::new("test", 9, true);
+            pool.install(|| write_features(folder.path(), &recordings, &extractor, None, progress)).unwrap();
+            fs::read(folder.path().join("feats.ark")).unwrap()
+        });
+        assert!(archives[0].len() > 9 * 26 * 4);
+        assert_eq!(archives[0], archives[1]);
+    }
+
+    #[test]
+    fn a_bad_recording_leaves_the_old_archive_in_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let audio = folder.path().join("short.wav");
+        write_wav(&audio, 16000, 10);
+        fs::write(folder.path().join("feats.ark"), "old").unwrap();
+        let recordings = [Recording { id: "a".into(), audio }];
+        let extractor = FeatureExtractor::new(&FeatureOptions::default(), 16000).unwrap();
+        let written = write_features(folder.path(), &recordings, &extractor, None, Progress::new("test", 1, true));
+        assert!(written.unwrap_err().to_string().contains("short.wav"));
+        assert_eq!(fs::read(folder.path().join("feats.ark")).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+}
