@@ -34,19 +34,41 @@ pub fn section(run: &RunView) -> Option<String> {
     if stages.is_empty() {
         return None;
     }
-    let legend: String =
-        stages.iter().map(|stage| format!("<span>{}{}</span>", line_sample(stage), stage.title)).collect();
+    let legend = legend(&stages);
     let charts: String = MEASURES.iter().filter_map(|measure| chart(&stages, measure)).collect();
     Some(format!(
         "<p class=\"legend\">{legend}<span><i class=\"ring\"></i>epoch whose weights were kept</span></p>\n<div class=\"charts\">\n{charts}</div>\n"
     ))
 }
 
+/// An entry for each stage; where seeds multiply them, one for each colour and one for each line pattern.
+fn legend(stages: &[&StageView]) -> String {
+    let mut entries: Vec<String> = Vec::new();
+    let mut add = |sample: String, text: &str| {
+        let entry = format!("<span>{sample}{text}</span>");
+        if !entries.contains(&entry) {
+            entries.push(entry);
+        }
+    };
+    for stage in stages {
+        add(sample(&stage.colour, ""), stage.title.split(", ").next().unwrap_or_default());
+    }
+    for stage in stages {
+        if let Some((_, variant)) = stage.title.split_once(", ") {
+            add(sample("c0", stage.dash), variant);
+        }
+    }
+    entries.concat()
+}
+
 /// A stage's line, for a legend.
 pub fn line_sample(stage: &StageView) -> String {
+    sample(&stage.colour, stage.dash)
+}
+
+fn sample(colour: &str, dash: &str) -> String {
     format!(
-        "<svg class=\"sample\" viewBox=\"0 0 30 10\" aria-hidden=\"true\"><path class=\"line {}\" stroke-dasharray=\"{}\" d=\"M1 5H29\"/></svg>",
-        stage.colour, stage.dash
+        "<svg class=\"sample\" viewBox=\"0 0 30 10\" aria-hidden=\"true\"><path class=\"line {colour}\" stroke-dasharray=\"{dash}\" d=\"M1 5H29\"/></svg>"
     )
 }
 

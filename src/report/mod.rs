@@ -4,7 +4,9 @@
 //! | file | draws |
 //! |---|---|
 //! | `view.rs` | nothing: works out from the records what there is to show |
-//! | `headline.rs` | the best stage against joint training, and several runs or seeds side by side |
+//! | `headline.rs` | the best stage against joint training, and what kind of run it was |
+//! | `seeds.rs` | several seeds of a run as mean and spread |
+//! | `side_by_side.rs` | several runs, a column each |
 //! | `picture.rs` | the cascade: a column per stage, its groups as boxes |
 //! | `curves.rs` | loss and error rates, epoch by epoch |
 //! | `bars.rs` | error, time and memory per stage |
@@ -19,6 +21,8 @@ mod curves;
 mod headline;
 mod html;
 mod picture;
+mod seeds;
+mod side_by_side;
 mod tables;
 mod transcripts;
 mod view;
@@ -54,7 +58,7 @@ pub fn render(runs: &[RunData]) -> String {
         );
     }
     if views.len() > 1 {
-        body.push_str(&headline::side_by_side(&views));
+        body.push_str(&side_by_side::section(&views));
     }
     for (index, run) in views.iter().enumerate() {
         body.push_str(&render_run(run, index, views.len() > 1));

@@ -14,8 +14,10 @@ const BOX_GAP: usize = 7;
 const COLUMN_GAP: usize = 40;
 /// Left of the first column: the words "output" and "input".
 const GUTTER: usize = 56;
-/// Title, variant and result above the boxes.
-const HEAD: usize = 58;
+/// Title and result above the boxes.
+const HEAD: usize = 45;
+/// A line more, where stages have variants.
+const VARIANT: usize = 14;
 /// The verdict below them.
 const FOOT: usize = 34;
 /// Characters that fit a box beside the snowflake.
@@ -39,16 +41,16 @@ pub fn section(run: &RunView) -> Option<String> {
         <span><i class=\"line arrow\"></i>where the frozen weights come from</span></p>\n"
         .to_string();
     let seeds = run.seeds();
-    for seed in &seeds {
+    let pictures = seeds.iter().filter_map(|seed| {
         let stages: Vec<_> = run.finished_stages().filter(|(stage, _)| stage.seed() == *seed).collect();
-        if stages.is_empty() {
-            continue;
+        let picture = (!stages.is_empty()).then(|| format!("<div class=\"scroll\">{}</div>\n", draw(run, &stages)))?;
+        match seed {
+            Some(seed) if seeds.len() > 1 => Some(format!("<div><h4>Seed {seed}</h4>{picture}</div>\n")),
+            _ => Some(picture),
         }
-        if let (Some(seed), true) = (seed, seeds.len() > 1) {
-            html.push_str(&format!("<h4>Seed {seed}</h4>\n"));
-        }
-        html.push_str(&format!("<div class=\"scroll\">{}</div>\n", draw(run, &stages)));
-    }
+    });
+    let pictures: String = pictures.collect();
+    html.push_str(&if seeds.len() > 1 { format!("<div class=\"pictures\">{pictures}</div>\n") } else { pictures });
     let external = external_sources(run);
     if !external.is_empty() {
         html.push_str(&format!("<p class=\"hint\">From outside this run: {}.</p>\n", external.join("; ")));
@@ -85,7 +87,8 @@ fn draw(run: &RunView, stages: &[(&StageView, &StageResult)]) -> String {
         Some(longest) if *longest > 1 => arc_height(*longest) + 4,
         _ => 0,
     };
-    let top = arcs + HEAD;
+    let variants = stages.iter().any(|(stage, _)| !variant(stage).is_empty());
+    let top = arcs + HEAD + if variants { VARIANT } else { 0 };
     let box_y = |group: usize| top + (groups - 1 - group) * (BOX_HEIGHT + BOX_GAP);
     let bottom = top + groups * (BOX_HEIGHT + BOX_GAP) - BOX_GAP;
     let (width, height) = (column_x(stages.len()) - COLUMN_GAP + 2, bottom + FOOT);
@@ -93,7 +96,7 @@ fn draw(run: &RunView, stages: &[(&StageView, &StageResult)]) -> String {
     let mut svg = format!(
         "<svg class=\"picture\" viewBox=\"0 0 {width} {height}\" style=\"min-width:{width}px;max-width:{}px\" role=\"img\" \
          aria-label=\"The cascade of {} stages\">\n",
-        width + width / 4,
+        width + width / 2,
         stages.len(),
     );
     svg.push_str(&gutter(top, bottom));
@@ -163,19 +166,22 @@ fn gutter(top: usize, bottom: usize) -> String {
 }
 
 fn head(run: &RunView, stage: &StageView, result: &StageResult, centre: usize, top: usize) -> String {
-    // The seed stands above the whole picture; a classifier's or reinitialisation's number is a line of its own.
-    let mut pieces = stage.title.split(", ").filter(|piece| !piece.starts_with("seed "));
-    let title = shorten(pieces.next().unwrap_or_default(), TITLE_LENGTH);
-    let variant = pieces.collect::<Vec<_>>().join(", ");
+    let title = shorten(stage.title.split(", ").next().unwrap_or_default(), TITLE_LENGTH);
     let value = format!("{}{}", score(result.criterion_value), run.criterion.unit);
     format!(
         "<text class=\"title\" x=\"{centre}\" y=\"{}\">{title}<title>{}</title></text>\
-         <text class=\"value\" x=\"{centre}\" y=\"{}\">{value}</text><text class=\"variant\" x=\"{centre}\" y=\"{}\">{variant}</text>\n",
+         <text class=\"value\" x=\"{centre}\" y=\"{}\">{value}</text><text class=\"variant\" x=\"{centre}\" y=\"{}\">{}</text>\n",
         top + 18,
         stage.title,
         top + 35,
-        top + 50,
+        top + 49,
+        variant(stage),
     )
+}
+
+/// A classifier's or reinitialisation's number, of a stage that has one; the seed of the run stands above the whole picture.
+fn variant(stage: &StageView) -> String {
+    stage.title.split(", ").skip(1).filter(|piece| !piece.starts_with("seed ")).collect::<Vec<_>>().join(", ")
 }
 
 fn group_box(name: &str, parameters: u64, frozen: bool, x: usize, y: usize) -> String {

@@ -9,45 +9,55 @@ use super::view::{RunView, StageView};
 /// A column of scores, shown if any stage has it.
 struct Column {
     head: &'static str,
-    of: fn(&StageResult) -> Option<f64>,
+    of: fn(&Scores) -> Option<f64>,
 }
 
-fn test(result: &StageResult, of: fn(&Scores) -> Option<f64>) -> Option<f64> {
-    result.test.as_ref().and_then(of)
-}
-
-const COLUMNS: [Column; 8] = [
-    Column { head: "valid loss", of: |result| Some(result.valid.loss) },
-    Column { head: "valid CER", of: |result| result.valid.cer },
-    Column { head: "valid WER", of: |result| result.valid.wer },
-    Column { head: "valid perplexity", of: |result| result.valid.perplexity },
-    Column { head: "test loss", of: |result| test(result, |scores| Some(scores.loss)) },
-    Column { head: "test CER", of: |result| test(result, |scores| scores.cer) },
-    Column { head: "test WER", of: |result| test(result, |scores| scores.wer) },
-    Column { head: "test perplexity", of: |result| test(result, |scores| scores.perplexity) },
+const COLUMNS: [Column; 4] = [
+    Column { head: "loss", of: |scores| Some(scores.loss) },
+    Column { head: "CER", of: |scores| scores.cer },
+    Column { head: "WER", of: |scores| scores.wer },
+    Column { head: "perplexity", of: |scores| scores.perplexity },
 ];
+
+/// The columns of one data set: those that any stage has a score for.
+fn columns(run: &RunView, of: &dyn Fn(&StageResult) -> Option<&Scores>) -> Vec<&'static Column> {
+    let has = |column: &&Column| {
+        run.finished_stages().any(|(_, result)| of(result).is_some_and(|scores| (column.of)(scores).is_some()))
+    };
+    COLUMNS.iter().filter(has).collect()
+}
 
 /// `None` for a run without stages.
 pub fn stages(run: &RunView) -> Option<String> {
     if run.stages.is_empty() {
         return None;
     }
-    let columns: Vec<&Column> = COLUMNS
-        .iter()
-        .filter(|column| run.finished_stages().any(|(_, result)| (column.of)(result).is_some()))
-        .collect();
-    let heads: String = columns.iter().map(|column| format!("<th class=\"n\">{}</th>", column.head)).collect();
-    let rows: String = run.stages.iter().map(|stage| stage_row(run, stage, &columns)).collect();
+    let valid = columns(run, &|result| Some(&result.valid));
+    let test = columns(run, &|result| result.test.as_ref());
+    let heads = |columns: &[&Column]| -> String {
+        columns.iter().map(|column| format!("<th class=\"n\">{}</th>", column.head)).collect()
+    };
+    let over = |columns: &[&Column], name: &str| match columns.len() {
+        0 => String::new(),
+        number => format!("<th class=\"over\" colspan=\"{number}\">{name}</th>"),
+    };
+    let rows: String = run.stages.iter().map(|stage| stage_row(run, stage, &valid, &test)).collect();
     Some(format!(
-        "<div class=\"scroll\"><table class=\"stages\"><thead><tr><th>stage</th><th></th><th>frozen</th><th class=\"n\">seed</th>\
-         <th class=\"n\">epochs</th><th class=\"n\">best</th>{heads}<th class=\"n\">time</th><th class=\"n\">memory</th>\
-         <th class=\"n\">process</th></tr></thead>\n<tbody>{rows}</tbody></table></div>\n\
-         <p class=\"hint\">best: the epoch with the lowest validation loss, whose weights were kept. memory: the device's peak within the \
-         stage. process: the program's peak so far.</p>\n"
+        "<div class=\"scroll\"><table class=\"stages\"><thead><tr><th></th><td colspan=\"5\"></td>{}{}<td></td>\
+         <th class=\"over\" colspan=\"2\">peak memory</th></tr>\
+         <tr><th>stage</th><th></th><th>frozen</th><th class=\"n\">seed</th><th class=\"n\">epochs</th>\
+         <th class=\"n\">best</th>{}{}<th class=\"n\">time</th><th class=\"n\">device</th><th class=\"n\">process</th></tr></thead>\n\
+         <tbody>{rows}</tbody></table></div>\n\
+         <p class=\"hint\">best: the epoch with the lowest validation loss, whose weights were kept. Memory: the most that the stage \
+         held on its device at one instant, and the most that the whole program had held by then.</p>\n",
+        over(&valid, "validation"),
+        over(&test, "test"),
+        heads(&valid),
+        heads(&test),
     ))
 }
 
-fn stage_row(run: &RunView, stage: &StageView, columns: &[&Column]) -> String {
+fn stage_row(run: &RunView, stage: &StageView, valid: &[&Column], test: &[&Column]) -> String {
     let verdict = stage.verdict(run.data.result.finished);
     let head = format!(
         "<tr class=\"{}\"><th scope=\"row\">{}{}</th><td>{}</td>",
@@ -60,7 +70,7 @@ fn stage_row(run: &RunView, stage: &StageView, columns: &[&Column]) -> String {
     let Some(result) = stage.result else {
         let epochs = stage.epochs.iter().map(|epoch| epoch.epoch).max().unwrap_or(0);
         let best = stage.epochs.iter().filter(|epoch| epoch.best).map(|epoch| epoch.epoch).next_back();
-        let empty = "<td class=\"n dim\">–</td>".repeat(columns.len() + 3);
+        let empty = "<td class=\"n dim\">–</td>".repeat(valid.len() + test.len() + 3);
         let best = best.map_or("–".to_string(), |best| best.to_string());
         return format!(
             "{head}<td class=\"dim\">–</td><td class=\"n dim\">–</td>{}{}{empty}</tr>\n",
@@ -68,14 +78,17 @@ fn stage_row(run: &RunView, stage: &StageView, columns: &[&Column]) -> String {
             number(best)
         );
     };
-    let scores: String =
-        columns.iter().map(|column| number((column.of)(result).map_or("–".to_string(), score))).collect();
+    let scores = |columns: &[&Column], scores: Option<&Scores>| -> String {
+        columns.iter().map(|column| number(scores.and_then(column.of).map_or("–".to_string(), score))).collect()
+    };
     format!(
-        "{head}<td class=\"frozen\">{}</td>{}{}{}{scores}{}{}{}</tr>\n",
+        "{head}<td class=\"frozen\">{}</td>{}{}{}{}{}{}{}{}</tr>\n",
         frozen(run, result),
         number(result.seed.to_string()),
         number(result.epochs.to_string()),
         number(result.best_epoch.to_string()),
+        scores(valid, Some(&result.valid)),
+        scores(test, result.test.as_ref()),
         number(seconds(result.seconds)),
         number(bytes(result.memory.peak)),
         number(bytes(result.memory.process_peak)),

@@ -341,6 +341,7 @@ fn seeds_are_told_as_mean_and_spread() {
     // Joint: 17.2, 17.9, 16.8; mean 17.3, standard deviation 0.557.
     assert!(page.contains("17.30 <small>± 0.56</small>"));
     assert!(page.contains("15.80 <small>± 0.56</small>"), "the best of each seed");
+    assert!(page.contains("<b>8.7 % lower</b>"), "100 (17.3 - 15.8) / 17.3");
     assert_eq!(page.matches("<svg class=\"picture\"").count(), 3, "a picture for each seed");
     assert!(!render(&[greedy_run()]).contains("± standard deviation"));
 }
