@@ -24,6 +24,7 @@ pub mod random;
 pub mod recipe;
 pub mod report;
 pub mod score;
+pub mod table;
 pub mod tape;
 pub mod tensor;
 pub mod train;

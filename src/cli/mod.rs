@@ -1,1 +1,120 @@
-//! To be opened.
+//! The command line: one file a command, and no logic of its own.
+
+mod bench;
+mod demo;
+mod doctor;
+mod evaluate;
+mod generate;
+mod output;
+mod plan;
+mod report;
+mod train;
+mod transcribe;
+
+use crate::device::{self, Device};
+use crate::error::{Error, Result};
+use crate::train::signals::{exit_code, write_standard_error};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+const LONG_ABOUT: &str = "\
+Trains neural networks from the top down: train all layers together, freeze the classifier at the top, reinitialise what lies \
+below it, train that again, and go on down while the validation error falls.
+
+New here? `headfirst demo` trains a small speech recogniser on speech that it generates, in about a minute, and writes a report. \
+Then look at `headfirst train --help`.";
+
+#[derive(Parser)]
+#[command(name = "headfirst", version, about, long_about = LONG_ABOUT, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    common: Common,
+    /// Print a shell's completions, or the man page, and end
+    #[arg(long, value_name = "WHAT", value_enum)]
+    generate: Option<generate::Generate>,
+}
+
+/// What every command takes.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Common {
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+    /// Threads of the CPU (default: all of its cores)
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Say nothing but errors
+    #[arg(long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train what a recipe describes: joint training, then its cascade
+    Train(train::Train),
+    /// Score a data set: loss, CER and WER
+    Evaluate(evaluate::Evaluate),
+    /// Write down what is said in audio files
+    Transcribe(transcribe::Transcribe),
+    /// Say what every stage of a recipe will take: parameters, memory, operations
+    Plan(plan::Plan),
+    /// Draw one or several runs as one self-contained HTML file
+    Report(report::Report),
+    /// Measure operations and whole training steps on this device
+    Bench(bench::Bench),
+    /// Say which devices there are, and what `auto` chooses and why
+    Doctor(doctor::Doctor),
+    /// Generate a small spoken corpus and train a whole cascade on it, in about a minute
+    Demo(demo::Demo),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            write_standard_error(&format!("error: {error}"));
+            ExitCode::from(u8::try_from(exit_code(&error)).unwrap_or(1))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let Cli { command, common, generate } = cli;
+    if let Some(what) = generate {
+        return generate::run(what, &mut Cli::command());
+    }
+    let Some(command) = command else {
+        Cli::command().error(clap::error::ErrorKind::MissingSubcommand, "a command is needed; see --help").exit()
+    };
+    common.start_threads()?;
+    match command {
+        Command::Train(command) => command.run(&common),
+        Command::Evaluate(command) => command.run(&common),
+        Command::Transcribe(command) => command.run(&common),
+        Command::Plan(command) => command.run(&common),
+        Command::Report(command) => command.run(),
+        Command::Bench(command) => command.run(&common),
+        Command::Doctor(command) => command.run(&common),
+        Command::Demo(command) => command.run(&common),
+    }
+}
+
+impl Common {
+    fn start_threads(&self) -> Result<()> {
+        let threads = match self.threads {
+            Some(0) => return Err(Error::key("--threads", "is 0").remedy("Use 1 or more")),
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        started.map_err(|error| Error::program(format!("{threads} threads cannot be started: {error}")))
+    }
+
+    fn open_device(&self) -> Result<Device> {
+        device::open(&self.device).map(|(device, _)| device)
+    }
+}

@@ -5,6 +5,7 @@ pub mod corpus;
 pub mod evaluate;
 pub mod files;
 pub mod learner;
+pub mod loaded;
 pub mod number;
 pub mod position;
 pub mod progress;

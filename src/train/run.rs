@@ -339,3 +339,29 @@ fn write_start(recipe: &Recipe, folder: &RunFolder, frontend: &Frontend) -> Resu
         cmvn: cmvn.as_deref(),
     })
 }
+
+/// The stages of a run as a table for people.
+pub fn stage_table(result: &RunResult) -> String {
+    let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+    let head = ["stage", "frozen", "epochs", "best", "valid loss", "valid CER", "test CER", "seconds", ""];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for stage in &result.stages {
+        let mark = match (result.best.as_deref() == Some(stage.stage.as_str()), stage.accepted) {
+            (true, _) => "best",
+            (false, false) => "not accepted",
+            (false, true) => "",
+        };
+        rows.push(vec![
+            stage.title.clone(),
+            format!("{}/{}", stage.frozen_groups.len(), result.groups.len()),
+            stage.epochs.to_string(),
+            stage.best_epoch.to_string(),
+            format!("{:.3}", stage.valid.loss),
+            percent(stage.valid.cer),
+            percent(stage.test.as_ref().and_then(|test| test.cer)),
+            format!("{:.0}", stage.seconds),
+            mark.into(),
+        ]);
+    }
+    crate::table::columns(&rows)
+}

@@ -425,7 +425,8 @@ impl<'a> StageRun<'a> {
     }
 }
 
-fn update_options(recipe: &Recipe) -> UpdateOptions {
+/// The optimiser that the recipe describes.
+pub fn update_options(recipe: &Recipe) -> UpdateOptions {
     let optimizer = &recipe.optimizer;
     UpdateOptions {
         method: optimizer.method,

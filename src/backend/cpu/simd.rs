@@ -150,6 +150,23 @@ pub fn load<S: Simd>(simd: S, slice: &[f32], start: usize) -> S::f32s {
     simd.partial_load_f32s(&slice[start..slice.len().min(start + S::F32_LANES)])
 }
 
+/// The instruction set that [`apply`] uses on this machine, in words.
+pub fn instruction_set() -> &'static str {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    match apply(Lanes) {
+        16 => "AVX-512",
+        8 => "AVX2",
+        4 => "128-bit vectors",
+        _ => "no vectors",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

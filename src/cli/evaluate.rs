@@ -1,0 +1,102 @@
+//! `headfirst evaluate`.
+
+use crate::cli::Common;
+use crate::cli::output::{print, print_json};
+use crate::error::{Error, Result};
+use crate::score::rate::ErrorCounts;
+use crate::table::columns;
+use crate::train::evaluate::{Decoder, Evaluated};
+use crate::train::loaded::LoadedModel;
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Scores a data set under trained weights: loss (mean over the utterances of -ln p), CER and WER. Writes nothing.
+#[derive(Args)]
+pub struct Evaluate {
+    /// RUN (its best stage), RUN/STAGE or RUN/STAGE@EPOCH
+    #[arg(value_name = "RUN", required_unless_present = "weights", conflicts_with_all = ["recipe", "weights"])]
+    run: Option<String>,
+    /// A recipe, together with --weights
+    #[arg(long, value_name = "FILE", requires = "weights")]
+    recipe: Option<PathBuf>,
+    /// A safetensors file with the weights of the recipe's model
+    #[arg(long, value_name = "FILE", requires = "recipe")]
+    weights: Option<PathBuf>,
+    /// A data folder (default: the recipe's test set, or its validation set)
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Decode with a prefix beam search of this width instead of greedily
+    #[arg(long, value_name = "N")]
+    beam: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Output {
+    loss: f64,
+    utterances: usize,
+    cer: f64,
+    wer: f64,
+    characters: ErrorCounts,
+    words: ErrorCounts,
+    infeasible_utterances: Vec<String>,
+}
+
+/// The decoder that `--beam` asks for.
+pub fn decoder(beam: Option<usize>) -> Result<Decoder> {
+    match beam {
+        None => Ok(Decoder::Greedy),
+        Some(0) => Err(Error::key("--beam", "is 0").remedy("Use 1 or more, or leave it out to decode greedily")),
+        Some(width) => Ok(Decoder::Beam(width)),
+    }
+}
+
+impl Evaluate {
+    pub fn run(self, common: &Common) -> Result<()> {
+        let decoder = decoder(self.beam)?;
+        let device = common.open_device()?;
+        let model = match (&self.run, &self.recipe, &self.weights) {
+            (Some(run), ..) => LoadedModel::of_run(&device, run)?,
+            (None, Some(recipe), Some(weights)) => LoadedModel::of_files(&device, recipe, weights)?,
+            _ => return Err(Error::key("RUN", "is missing").remedy("Name a run, or --recipe and --weights")),
+        };
+        let data = match self.data.or_else(|| model.sets().pop().map(|(_, path)| path)) {
+            Some(data) => data,
+            None => return Err(Error::key("--data", "is missing, and the recipe names neither test nor valid")),
+        };
+        let Evaluated { scores, characters, words, transcripts, infeasible } =
+            model.evaluate(&data, decoder, |_| ())?;
+        let output = Output {
+            loss: scores.loss,
+            utterances: transcripts.len(),
+            cer: characters.rate(),
+            wer: words.rate(),
+            characters,
+            words,
+            infeasible_utterances: infeasible,
+        };
+        if self.json { print_json(&output) } else { print(&describe(&data.display().to_string(), &output)) }
+    }
+}
+
+fn describe(data: &str, output: &Output) -> String {
+    let row = |name: &str, counts: &ErrorCounts| {
+        let counts = [counts.reference, counts.substitutions, counts.deletions, counts.insertions];
+        let rate = format!("{:.2} %", if name == "CER" { output.cer } else { output.wer });
+        let cells = [name.to_string(), rate].into_iter().chain(counts.iter().map(u64::to_string));
+        cells.collect::<Vec<_>>()
+    };
+    let head = ["", "rate", "reference", "sub", "del", "ins"].map(String::from).to_vec();
+    let mut text = format!("{data}: {} utterances, loss {:.4}\n", output.utterances, output.loss);
+    text += &columns(&[head, row("CER", &output.characters), row("WER", &output.words)]);
+    if !output.infeasible_utterances.is_empty() {
+        text += &format!(
+            "without a loss, since their labels do not fit their frames: {}\n",
+            output.infeasible_utterances.join(" ")
+        );
+    }
+    text
+}

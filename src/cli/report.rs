@@ -1,0 +1,39 @@
+//! `headfirst report`.
+
+use crate::cli::output::print;
+use crate::error::{Error, Result};
+use crate::report;
+use crate::train::files::write_bytes;
+use crate::train::run;
+use crate::train::run_folder::RunFolder;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Draws one or several runs as one self-contained HTML file: curves, the cascade as a picture, error, time and memory of every stage.
+#[derive(Args)]
+pub struct Report {
+    /// The runs' folders
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Where to write it (default: report.html in the first run's folder)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Report {
+    pub fn run(self) -> Result<()> {
+        let mut runs = Vec::new();
+        for path in &self.runs {
+            let data = run::run_data(&RunFolder::open(path)?)?;
+            runs.push(data.ok_or_else(|| {
+                Error::file(path, "has no result yet").remedy("Train it first: headfirst train RECIPE --resume")
+            })?);
+        }
+        let out = match self.out {
+            Some(out) => out,
+            None => RunFolder::open(&self.runs[0])?.report(),
+        };
+        write_bytes(&out, report::render(&runs))?;
+        print(&format!("{}\n", out.display()))
+    }
+}

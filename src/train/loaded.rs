@@ -1,0 +1,133 @@
+//! A trained model, ready to recognise: weights, tokens, normalisation and feature options, from a run or from files.
+
+use crate::audio::{FeatureExtractor, read_audio, resample};
+use crate::data::BatchLimits;
+use crate::data::batch::pack;
+use crate::device::Device;
+use crate::error::{Error, Result, Subject};
+use crate::models::blstm_ctc::BlstmCtc;
+use crate::nn::{Parameters, Scheme};
+use crate::ops::sequences::Sequences;
+use crate::recipe::{Batch as BatchSection, Recipe};
+use crate::train::checkpoint::load_weights;
+use crate::train::corpus::{Corpus, Frontend};
+use crate::train::evaluate::{Decoder, Evaluated, evaluate};
+use crate::train::learner::{Batch, Learner};
+use crate::train::run::{model_of_sizes, recipe_of};
+use crate::train::run_folder::RunFolder;
+use crate::train::stage::update_options;
+use crate::train::weights::Weights;
+use crate::train::weights_reference::parse_reference;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub struct LoadedModel {
+    pub recipe: Recipe,
+    pub frontend: Frontend,
+    learner: Learner,
+}
+
+impl LoadedModel {
+    /// The weights that `RUN`, `RUN/STAGE` or `RUN/STAGE@EPOCH` names.
+    ///
+    /// # Errors
+    /// If there is no such run or it is damaged.
+    pub fn of_run(device: &Device, reference: &str) -> Result<Self> {
+        let reference = parse_reference(reference)?;
+        let folder = RunFolder::open(&reference.run)?;
+        let recipe = recipe_of(&folder)?;
+        let frontend = Frontend::of_run(&folder, &recipe)?;
+        let weights = load_weights(reference.file())?;
+        Self::new(device, recipe, frontend, &weights)
+    }
+
+    /// Weights from a file, in the model that a recipe describes; tokens and normalisation as training with that recipe would find them.
+    ///
+    /// # Errors
+    /// If the recipe's data cannot be read, or the weights are of another model.
+    pub fn of_files(device: &Device, recipe: &Path, weights: &Path) -> Result<Self> {
+        let recipe = Recipe::load(recipe, &[])?;
+        let frontend = Corpus::open(&recipe, None, false)?.frontend;
+        Self::new(device, recipe, frontend, &load_weights(weights)?)
+    }
+
+    fn new(device: &Device, recipe: Recipe, frontend: Frontend, weights: &Weights) -> Result<Self> {
+        let first = weights.shape("encoder.blstm.0.weight_ih_l0");
+        let inputs = first.and_then(|shape| shape.get(1).copied()).ok_or_else(|| {
+            Error::file(weights.path(), "has no tensor encoder.blstm.0.weight_ih_l0, so it is no blstm-ctc")
+                .remedy("Name the weights of a model that the recipe describes")
+        })?;
+        let model = model_of_sizes(&recipe, inputs, frontend.tokens.len());
+        let structure = model.structure();
+        weights.expect(structure.specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())))?;
+        let mut parameters = Parameters::initialize(device, &structure.specs, Scheme::Espnet, 0);
+        for (index, spec) in structure.specs.iter().enumerate() {
+            weights.read_into(&spec.name, &spec.shape, parameters.value_mut(index))?;
+        }
+        let learner = frozen(device, model, parameters, &recipe);
+        Ok(LoadedModel { recipe, frontend, learner })
+    }
+
+    /// The sets of the recipe that have a name: `valid` and `test`.
+    pub fn sets(&self) -> Vec<(&'static str, PathBuf)> {
+        let data = &self.recipe.data;
+        let sets = [("valid", &data.valid), ("test", &data.test)];
+        sets.into_iter().filter_map(|(name, path)| path.clone().map(|path| (name, path))).collect()
+    }
+
+    /// Scores a data folder. `after_batch` hears how many utterances are done.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or does not fit the model.
+    pub fn evaluate(&self, folder: &Path, decoder: Decoder, after_batch: impl FnMut(usize)) -> Result<Evaluated> {
+        let data = Arc::new(self.frontend.open_set(folder)?);
+        let inputs = self.learner.model().sizes().inputs;
+        if data.dimension() != inputs {
+            let problem = format!("has features of {} numbers a frame, the model takes {inputs}", data.dimension());
+            return Err(Error::file(folder, problem)
+                .remedy("Compute them with data-tools features and the options in the run's features.toml"));
+        }
+        let BatchSection::Speech { utterances, max_frames, max_labels } = self.recipe.batch else {
+            return Err(Error::key("batch", "has no limits for speech"));
+        };
+        let limits = BatchLimits { utterances, max_frames, max_labels };
+        evaluate(&self.learner, &data, &self.frontend.tokens, limits, decoder, after_batch)
+    }
+
+    /// What is said in an audio file; another sample rate than the training data's is resampled.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or the run does not know how its features were made.
+    pub fn transcribe(&self, path: &Path, channel: Option<usize>, decoder: Decoder) -> Result<String> {
+        let Some(options) = &self.frontend.features else {
+            return Err(Error::new(Subject::Program, "the run does not know how the features of its data were made")
+                .remedy("Put features.toml beside feats.scp (data-tools features writes it) and train again"));
+        };
+        let mut audio = read_audio(path, channel)?;
+        let rate = options.wanted_rate()?.unwrap_or(audio.sample_rate);
+        if rate != audio.sample_rate {
+            audio = resample(&audio, rate)?;
+        }
+        let name = path.display().to_string();
+        let features = FeatureExtractor::new(options, rate)?.compute(&audio.samples, &name)?;
+        let mut values = features.values;
+        self.frontend.normalization.apply(&mut values, features.dimension);
+        let batch = Batch {
+            sequences: Sequences::new(&[features.frames])?,
+            features: pack(&[values], features.dimension),
+            labels: vec![Vec::new()],
+        };
+        let (logits, _) = self.learner.logits(&batch)?;
+        let symbols = self.learner.model().sizes().symbols;
+        let tokens = decoder
+            .decode(logits.data(), symbols)
+            .map_err(|error| Error::file(path, error.problem).remedy(error.remedy.unwrap_or_default()))?;
+        Ok(self.frontend.tokens.decode(&tokens))
+    }
+}
+
+/// Everything frozen: no gradient buffer and no optimiser state exists.
+fn frozen(device: &Device, model: BlstmCtc, parameters: Parameters, recipe: &Recipe) -> Learner {
+    let groups: Vec<usize> = (0..model.structure().groups.len()).collect();
+    Learner::with_parameters(device, model, parameters, &groups, update_options(recipe))
+}
