@@ -3,6 +3,9 @@
 //! Errors against f64, measured by the tests below over every 61st f32 bit pattern (ulp of the exact result; `cargo test simd`
 //! prints them): see [`MAX_ULP`]. NaN gives NaN, infinities give the limit.
 //!
+//! Vector instructions reach a function only by inlining it into the dispatched one, and a closure is a function too, one that cannot be
+//! marked `inline(always)`: kernels keep them away from vectors (the recurrent product was 60 times slower with one).
+//!
 //! exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2; exp(r) - 1 = r + r^2 q(r), where q is the polynomial of degree 5 with the
 //! least relative error on that interval (Remez, 2.4e-10). The same reduction serves all of them.
 
@@ -33,14 +36,13 @@ pub fn apply<Operation: WithSimd>(operation: Operation) -> Operation::Output {
 /// (exp(r) - 1, n) of x = n ln 2 + r, for |x| < 2^21 ln 2; n is the difference of the bits to those of [`ROUND`].
 #[inline(always)]
 pub fn reduced_exp<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::u32s) {
-    let constant = |value| simd.splat_f32s(value);
-    let shifted = simd.mul_add_e_f32s(x, constant(std::f32::consts::LOG2_E), constant(ROUND));
-    let n = simd.sub_f32s(shifted, constant(ROUND));
-    let r = simd.mul_add_e_f32s(n, constant(-LN2_HIGH), x);
-    let r = simd.mul_add_e_f32s(n, constant(-LN2_LOW), r);
-    let mut q = constant(1.991_417_2e-4);
+    let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E), simd.splat_f32s(ROUND));
+    let n = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN2_HIGH), x);
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN2_LOW), r);
+    let mut q = simd.splat_f32s(1.991_417_2e-4);
     for coefficient in [1.394_100_8e-3, 8.333_273e-3, 4.166_635_5e-2, 0.166_666_67, 0.5] {
-        q = simd.mul_add_e_f32s(q, r, constant(coefficient));
+        q = simd.mul_add_e_f32s(q, r, simd.splat_f32s(coefficient));
     }
     let expm1 = simd.mul_add_e_f32s(simd.mul_f32s(r, r), q, r);
     (expm1, simd.transmute_u32s_f32s(shifted))
@@ -111,9 +113,8 @@ pub fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 pub fn log<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     const SQRT_HALF_BITS: u32 = 0x3f35_04f3;
     const ONE_BITS: u32 = 127 << 23;
-    let constant = |value| simd.splat_f32s(value);
-    let subnormal = simd.less_than_f32s(x, constant(f32::MIN_POSITIVE));
-    let scaled = simd.select_f32s(subnormal, simd.mul_f32s(x, constant(8_388_608.0)), x);
+    let subnormal = simd.less_than_f32s(x, simd.splat_f32s(f32::MIN_POSITIVE));
+    let scaled = simd.select_f32s(subnormal, simd.mul_f32s(x, simd.splat_f32s(8_388_608.0)), x);
     let bits = simd.transmute_u32s_f32s(scaled);
     // x = 2^k m with m in [sqrt(1/2), sqrt(2)).
     let biased = simd.add_u32s(bits, simd.splat_u32s(ONE_BITS - SQRT_HALF_BITS));
@@ -121,10 +122,10 @@ pub fn log<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let m = simd.sub_u32s(bits, simd.wrapping_dyn_shl_u32s(biased, simd.splat_u32s(23)));
     let m = simd.transmute_f32s_u32s(simd.add_u32s(m, simd.splat_u32s(ONE_BITS)));
     let k = simd.transmute_f32s_u32s(simd.or_u32s(biased, simd.splat_u32s(0x4b00_0000)));
-    let bias = simd.select_f32s(subnormal, constant(8_388_608.0 + 150.0), constant(8_388_608.0 + 127.0));
+    let bias = simd.select_f32s(subnormal, simd.splat_f32s(8_388_608.0 + 150.0), simd.splat_f32s(8_388_608.0 + 127.0));
     let k = simd.sub_f32s(k, bias);
-    let f = simd.sub_f32s(m, constant(1.0));
-    let mut q = constant(-7.823_381e-2);
+    let f = simd.sub_f32s(m, simd.splat_f32s(1.0));
+    let mut q = simd.splat_f32s(-7.823_381e-2);
     for coefficient in [
         0.130_048_32,
         -0.132_087_95,
@@ -135,13 +136,13 @@ pub fn log<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         0.333_333_08,
         -0.499_999_88,
     ] {
-        q = simd.mul_add_e_f32s(q, f, constant(coefficient));
+        q = simd.mul_add_e_f32s(q, f, simd.splat_f32s(coefficient));
     }
-    let tail = simd.mul_add_e_f32s(simd.mul_f32s(f, f), q, simd.mul_f32s(k, constant(LN2_LOW)));
-    let result = simd.mul_add_e_f32s(k, constant(LN2_HIGH), simd.add_f32s(f, tail));
-    let result = simd.select_f32s(simd.less_than_f32s(x, constant(f32::INFINITY)), result, x);
-    let result = simd.select_f32s(simd.less_than_f32s(x, constant(0.0)), constant(f32::NAN), result);
-    simd.select_f32s(simd.equal_f32s(x, constant(0.0)), constant(f32::NEG_INFINITY), result)
+    let tail = simd.mul_add_e_f32s(simd.mul_f32s(f, f), q, simd.mul_f32s(k, simd.splat_f32s(LN2_LOW)));
+    let result = simd.mul_add_e_f32s(k, simd.splat_f32s(LN2_HIGH), simd.add_f32s(f, tail));
+    let result = simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(f32::INFINITY)), result, x);
+    let result = simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(0.0)), simd.splat_f32s(f32::NAN), result);
+    simd.select_f32s(simd.equal_f32s(x, simd.splat_f32s(0.0)), simd.splat_f32s(f32::NEG_INFINITY), result)
 }
 
 /// Loads `slice[start..start + lanes]`, or what there is of it, zeros behind.

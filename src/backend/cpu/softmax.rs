@@ -106,12 +106,15 @@ impl WithSimd for Backward<'_> {
         let rows = self.y.chunks_exact(self.columns).zip(self.dy.chunks_exact(self.columns));
         for ((y, dy), dx) in rows.zip(self.dx.chunks_exact_mut(self.columns)) {
             let (vectors, rest) = S::as_simd_f32s(dy);
-            let sum = vectors.iter().fold(simd.splat_f32s(0.0), |sum, &dy| simd.add_f32s(sum, dy));
-            let sum = rest.iter().fold(simd.reduce_sum_f32s(sum), |sum, dy| sum + dy);
-            let step = |y: S::f32s, dy: S::f32s| simd.negate_mul_add_e_f32s(exp(simd, y), simd.splat_f32s(sum), dy);
+            let mut sum = simd.splat_f32s(0.0);
+            for &dy in vectors {
+                sum = simd.add_f32s(sum, dy);
+            }
+            let sum = simd.splat_f32s(simd.reduce_sum_f32s(sum) + rest.iter().sum::<f32>());
             let lanes = S::F32_LANES;
             for ((y, dy), dx) in y.chunks(lanes).zip(dy.chunks(lanes)).zip(dx.chunks_mut(lanes)) {
-                simd.partial_store_f32s(dx, step(simd.partial_load_f32s(y), simd.partial_load_f32s(dy)));
+                let probability = exp(simd, simd.partial_load_f32s(y));
+                simd.partial_store_f32s(dx, simd.negate_mul_add_e_f32s(probability, sum, simd.partial_load_f32s(dy)));
             }
         }
     }

@@ -175,9 +175,9 @@ impl<S: Simd> Number<S> {
     #[inline(always)]
     fn plus(self, simd: S, other: Self) -> Self {
         let exponent = simd.max_i32s(self.exponent, other.exponent);
-        let scale = |number: Self| power(simd, simd.sub_i32s(number.exponent, exponent));
-        let mantissa = simd.mul_f32s(other.mantissa, scale(other));
-        Number { mantissa: simd.mul_add_e_f32s(self.mantissa, scale(self), mantissa), exponent }
+        let (own, others) = (simd.sub_i32s(self.exponent, exponent), simd.sub_i32s(other.exponent, exponent));
+        let mantissa = simd.mul_f32s(other.mantissa, power(simd, others));
+        Number { mantissa: simd.mul_add_e_f32s(self.mantissa, power(simd, own), mantissa), exponent }
     }
 
     /// The mantissa back in [1, 2), the exponent not below ZERO. The mantissa is a positive normal number.
@@ -191,6 +191,12 @@ impl<S: Simd> Number<S> {
             mantissa: simd.transmute_f32s_u32s(mantissa),
             exponent: simd.max_i32s(simd.add_i32s(self.exponent, shift), simd.splat_i32s(ZERO)),
         }
+    }
+
+    /// The number as an f32; 0 if it is too small for one.
+    #[inline(always)]
+    fn value(self, simd: S) -> S::f32s {
+        simd.mul_f32s(self.mantissa, power(simd, self.exponent))
     }
 
     #[inline(always)]
@@ -301,12 +307,9 @@ impl Beta<'_> {
         let one = Number::<S>::splat(simd, (1.0, exponent.wrapping_neg()));
         let (mut blanks, mut all) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));
         for l in (0..=labels).step_by(S::F32_LANES) {
-            let value = |alpha: Number<S>, beta: Number<S>| {
-                let product = alpha.times(simd, beta).times(simd, one);
-                simd.mul_f32s(product.mantissa, power(simd, product.exponent))
-            };
-            let b = value(frame.numbers.load(l), self.numbers.load(l));
-            let a = value(frame.numbers.load(width + l + 1), self.numbers.load(width + l));
+            let b = frame.numbers.load::<S>(l).times(simd, self.numbers.load(l)).times(simd, one).value(simd);
+            let a = frame.numbers.load::<S>(width + l + 1).times(simd, self.numbers.load(width + l));
+            let a = a.times(simd, one).value(simd);
             self.scratch.store(l, Number::<S> { mantissa: b, exponent: simd.splat_i32s(0) });
             self.scratch.store(width + l, Number::<S> { mantissa: a, exponent: simd.splat_i32s(0) });
             blanks = simd.add_f32s(blanks, b);
@@ -348,8 +351,8 @@ fn exponentials<S: Simd>(simd: S, logits: &[f32], table: &mut Numbers, lowest: u
 fn softmax<S: Simd>(simd: S, table: &Numbers, sum: f32, row: &mut [f32]) {
     let scale = simd.splat_f32s(1.0 / sum);
     for (chunk, row) in row.chunks_mut(S::F32_LANES).enumerate() {
-        let Number { mantissa, exponent } = table.load::<S>(chunk * S::F32_LANES);
-        simd.partial_store_f32s(row, simd.mul_f32s(simd.mul_f32s(mantissa, power(simd, exponent)), scale));
+        let value = table.load::<S>(chunk * S::F32_LANES).value(simd);
+        simd.partial_store_f32s(row, simd.mul_f32s(value, scale));
     }
 }
 

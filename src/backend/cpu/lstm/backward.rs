@@ -230,35 +230,41 @@ impl Row {
     #[inline(always)]
     unsafe fn units<S: Simd>(&self, simd: S, hidden: usize, unit: usize, unit_in_panel: usize) {
         let units = S::F32_LANES.min(hidden - unit);
-        let load = |place: *const f32| unsafe { load(simd, place, units) };
-        let store = |place: *mut f32, value| unsafe { store(simd, place, units, value) };
         let one = simd.splat_f32s(1.0);
-        // a (1 - b): the derivative of the sigmoid for a = b.
-        let complement = |a, b| simd.negate_mul_add_e_f32s(a, b, a);
         // SAFETY: `unit + units <= H`; rows as the caller states them.
         unsafe {
-            let [i, f, g, o] = std::array::from_fn(|gate| load(self.gates.add(gate * hidden + unit)));
-            let mut dh = load(self.output_gradient.add(unit));
-            if let Some(recurrent) = self.recurrent {
-                dh = simd.add_f32s(dh, load(recurrent.add(unit_in_panel)));
+            let mut gates = [simd.splat_f32s(0.0); VECTORS];
+            for (gate, value) in gates.iter_mut().enumerate() {
+                *value = load(simd, self.gates.add(gate * hidden + unit), units);
             }
-            let tanh_c = tanh(simd, load(self.cells.add(unit)));
+            let [i, f, g, o] = gates;
+            let mut dh = load(simd, self.output_gradient.add(unit), units);
+            if let Some(recurrent) = self.recurrent {
+                dh = simd.add_f32s(dh, load(simd, recurrent.add(unit_in_panel), units));
+            }
+            let tanh_c = tanh(simd, load(simd, self.cells.add(unit), units));
             let through = simd.mul_f32s(dh, o);
             let through = simd.negate_mul_add_e_f32s(simd.mul_f32s(through, tanh_c), tanh_c, through);
-            let dc = simd.add_f32s(load(self.cell_gradient.add(unit)), through);
-            let di = simd.mul_f32s(simd.mul_f32s(dc, g), complement(i, i));
+            let dc = simd.add_f32s(load(simd, self.cell_gradient.add(unit), units), through);
+            let di = simd.mul_f32s(simd.mul_f32s(dc, g), slope(simd, i));
             let df = match self.previous_cell {
-                Some(cell) => simd.mul_f32s(simd.mul_f32s(dc, load(cell.add(unit))), complement(f, f)),
+                Some(cell) => simd.mul_f32s(simd.mul_f32s(dc, load(simd, cell.add(unit), units)), slope(simd, f)),
                 None => simd.splat_f32s(0.0),
             };
             let dg = simd.mul_f32s(simd.mul_f32s(dc, i), simd.negate_mul_add_e_f32s(g, g, one));
-            let d_o = simd.mul_f32s(simd.mul_f32s(dh, tanh_c), complement(o, o));
-            store(self.cell_gradient.add(unit), simd.mul_f32s(dc, f));
+            let d_o = simd.mul_f32s(simd.mul_f32s(dh, tanh_c), slope(simd, o));
+            store(simd, self.cell_gradient.add(unit), units, simd.mul_f32s(dc, f));
             for (gate, value) in [di, df, dg, d_o].into_iter().enumerate() {
-                store(self.gates.add(gate * hidden + unit), value);
+                store(simd, self.gates.add(gate * hidden + unit), units, value);
             }
         }
     }
+}
+
+/// a (1 - a), the derivative of the sigmoid.
+#[inline(always)]
+fn slope<S: Simd>(simd: S, a: S::f32s) -> S::f32s {
+    simd.negate_mul_add_e_f32s(a, a, a)
 }
 
 /// W_hh^T dgates of every sequence's first step: the gradient of the initial h.

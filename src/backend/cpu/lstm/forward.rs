@@ -191,17 +191,15 @@ impl<S: Simd> Pointwise<'_, S> {
         let Pointwise { simd, layer, hidden, width, unit } = *self;
         let lanes = S::F32_LANES;
         let units = lanes.min(hidden - unit);
-        let load = |place: *const f32| unsafe { load(simd, place, units) };
-        let store = |place: *mut f32, value| unsafe { store(simd, place, units, value) };
         // SAFETY: `unit + units <= H`; rows as the caller states them.
         unsafe {
             for index in 0..rows {
                 let gates = layer.gates.0.add((row + index) * 4 * hidden + unit);
                 let mut x = [simd.splat_f32s(0.0); VECTORS];
                 for (gate, x) in x.iter_mut().enumerate() {
-                    *x = load(gates.add(gate * hidden));
+                    *x = load(simd, gates.add(gate * hidden), units);
                     if let Some(bias) = layer.bias {
-                        *x = simd.add_f32s(*x, load(bias.0.add(gate * hidden + unit)));
+                        *x = simd.add_f32s(*x, load(simd, bias.0.add(gate * hidden + unit), units));
                     }
                     if let Some(sums) = sums {
                         let place = sums.0.as_ptr().add((index * VECTORS + gate) * lanes);
@@ -211,13 +209,14 @@ impl<S: Simd> Pointwise<'_, S> {
                 let [i, f, g, o] = [sigmoid(simd, x[0]), sigmoid(simd, x[1]), tanh(simd, x[2]), sigmoid(simd, x[3])];
                 let mut c = simd.mul_f32s(i, g);
                 if let Some(previous) = previous {
-                    c = simd.mul_add_e_f32s(f, load(previous.add(index * hidden + unit)), c);
+                    c = simd.mul_add_e_f32s(f, load(simd, previous.add(index * hidden + unit), units), c);
                 }
                 for (gate, value) in [i, f, g, o].into_iter().enumerate() {
-                    store(gates.add(gate * hidden), value);
+                    store(simd, gates.add(gate * hidden), units, value);
                 }
-                store(layer.cells.0.add((row + index) * hidden + unit), c);
-                store(layer.output.0.add((row + index) * width + unit), simd.mul_f32s(o, tanh(simd, c)));
+                store(simd, layer.cells.0.add((row + index) * hidden + unit), units, c);
+                let h = simd.mul_f32s(o, tanh(simd, c));
+                store(simd, layer.output.0.add((row + index) * width + unit), units, h);
             }
         }
     }

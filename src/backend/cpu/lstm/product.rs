@@ -51,7 +51,12 @@ pub unsafe fn product<S: Simd>(
             let sums = scratch.0.as_mut_ptr();
             let (a, panel) = (a.add(start), panel.add(start * group));
             let depth = end - start;
-            let block = |row: usize, size: usize| {
+            // Blocks as even as they go: 16 rows are 3 3 3 3 2 2, since a block of one row would wait for its own sums.
+            let largest = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
+            let blocks = rows.div_ceil(largest);
+            let mut row = 0;
+            for number in 0..blocks {
+                let size = (rows - row).div_ceil(blocks - number);
                 let (a, sums) = (a.add(row * a_stride), sums.add(row * group));
                 match size {
                     1 => rows_of::<S, 1>(simd, sums, chunk > 0, a, a_stride, panel, depth),
@@ -61,14 +66,6 @@ pub unsafe fn product<S: Simd>(
                     6 if S::REGISTER_COUNT >= 32 => rows_of::<S, 6>(simd, sums, chunk > 0, a, a_stride, panel, depth),
                     _ => rows_of::<S, 3>(simd, sums, chunk > 0, a, a_stride, panel, depth),
                 }
-            };
-            // Blocks as even as they go: 16 rows are 3 3 3 3 2 2, since a block of one row would wait for its own sums.
-            let largest = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
-            let blocks = rows.div_ceil(largest);
-            let mut row = 0;
-            for number in 0..blocks {
-                let size = (rows - row).div_ceil(blocks - number);
-                block(row, size);
                 row += size;
             }
         }
@@ -100,10 +97,16 @@ unsafe fn rows_of<S: Simd, const M: usize>(
                 }
             }
         }
-        let rows: [*const f32; M] = std::array::from_fn(|row| a.add(row * a_stride));
+        let mut rows = [a; M];
+        for (row, place) in rows.iter_mut().enumerate() {
+            *place = a.add(row * a_stride);
+        }
         let mut panel = panel.cast::<S::f32s>();
         for k in 0..depth {
-            let a: [S::f32s; M] = std::array::from_fn(|row| simd.splat_f32s(*rows[row].add(k)));
+            let mut a = [simd.splat_f32s(0.0); M];
+            for (a, row) in a.iter_mut().zip(rows) {
+                *a = simd.splat_f32s(*row.add(k));
+            }
             for vector in 0..VECTORS {
                 let weight = panel.add(vector).read_unaligned();
                 for row in 0..M {
