@@ -11,6 +11,7 @@
 //! | `fbank` | log mel energies |
 //! | `pitch/` | Kaldi's pitch tracker and the features made of it |
 //! | `features` | all of it for one utterance |
+//! | `synthesis/` | a spoken corpus made by a machine, for the demo |
 
 pub mod containers;
 pub mod fbank;
@@ -20,6 +21,7 @@ pub mod pitch;
 pub mod reader;
 pub mod resample;
 pub mod sphere;
+pub mod synthesis;
 mod validation;
 pub mod window;
 

@@ -1,9 +1,28 @@
 //! Data that the engine reads: Kaldi data folders and archives, tokens, normalisation, subsets and batches.
+//!
+//! From a folder to batches:
+//!
+//! ```text
+//! DataFolder::open -> TokenList::from_transcripts or load -> SpeechData::open (with a Subset or not)
+//!     -> SpeechData::global_cmvn, normalize -> SpeechData::plan -> BatchPlan::epoch -> SpeechData::prefetch -> SpeechBatch
+//! ```
 
 pub mod ark;
+pub mod batch;
 pub mod cmvn;
 pub mod files;
 pub mod kaldi;
+pub mod prefetch;
+pub mod speech;
 pub mod subset;
 pub mod table;
 pub mod tokens;
+
+pub use ark::{ArkWriter, FeatureArchive};
+pub use batch::{BatchLimits, BatchPlan, SpeechBatch};
+pub use cmvn::{Cmvn, Normalization};
+pub use kaldi::{DataFolder, Source};
+pub use prefetch::Prefetch;
+pub use speech::{FeatureMatrix, FeatureProvider, SpeechData, SpeechUtterance};
+pub use subset::Subset;
+pub use tokens::{TokenList, Unit};

@@ -11,20 +11,27 @@ pub struct EpochRecord {
     /// Counts from 1.
     pub epoch: usize,
     /// Mean over the training utterances (speech) or tokens (text) of the loss, while training.
+    #[serde(with = "crate::train::number::float")]
     pub train_loss: f64,
+    #[serde(with = "crate::train::number::float")]
     pub valid_loss: f64,
     /// Per cent; speech only.
+    #[serde(default, with = "crate::train::number::optional_float")]
     pub valid_cer: Option<f64>,
     /// Per cent; speech only.
+    #[serde(default, with = "crate::train::number::optional_float")]
     pub valid_wer: Option<f64>,
     /// Text only.
+    #[serde(default, with = "crate::train::number::optional_float")]
     pub valid_perplexity: Option<f64>,
     /// True if this epoch has the lowest validation loss so far.
     pub best: bool,
     /// Optimiser steps since the stage began.
     pub step: u64,
+    #[serde(with = "crate::train::number::float")]
     pub learning_rate: f64,
     /// Mean global gradient norm before clipping.
+    #[serde(with = "crate::train::number::float")]
     pub gradient_norm: f64,
     /// Updates skipped because a gradient was not finite.
     pub skipped_updates: u64,
@@ -54,19 +61,24 @@ pub struct MemoryRecord {
 pub struct LayerMovement {
     /// For example `encoder.blstm.3` or `ctc`.
     pub layer: String,
+    #[serde(with = "crate::train::number::float")]
     pub sum_absolute_change: f64,
 }
 
 /// Scores of one data set under one set of weights.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
+    #[serde(with = "crate::train::number::float")]
     pub loss: f64,
     pub utterances: Option<u64>,
     pub tokens: Option<u64>,
     /// Per cent.
+    #[serde(default, with = "crate::train::number::optional_float")]
     pub cer: Option<f64>,
     /// Per cent.
+    #[serde(default, with = "crate::train::number::optional_float")]
     pub wer: Option<f64>,
+    #[serde(default, with = "crate::train::number::optional_float")]
     pub perplexity: Option<f64>,
 }
 
@@ -105,6 +117,7 @@ pub struct StageResult {
     pub test: Option<Scores>,
     /// The value that the cascade compared, and its name (`cer`, `wer`, `loss`, `perplexity`).
     pub criterion: String,
+    #[serde(with = "crate::train::number::float")]
     pub criterion_value: f64,
     /// False if the strategy did not build on this stage because it was worse.
     pub accepted: bool,

@@ -276,4 +276,30 @@ mod tests {
         assert!(archive.shape("b").unwrap_err().to_string().contains("no matrix"));
         assert!(archive.shape("c").unwrap_err().to_string().contains("no utterance c"));
     }
+
+    #[test]
+    fn archives_that_kaldi_wrote_are_read() {
+        let kaldi = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/reference/kaldi");
+        for (name, dimension) in [("fbank40.ark.txt", 40), ("fbank80.ark.txt", 80), ("pitch.ark.txt", 3)] {
+            let Ok(text) = fs::read_to_string(Path::new(kaldi).join(name)) else {
+                eprintln!("skipped: {kaldi}/{name} is not there");
+                return;
+            };
+            let mut index = String::new();
+            let mut first_values = Vec::new();
+            for (bracket, _) in text.match_indices('[') {
+                let line = text[..bracket].rfind('\n').map_or(0, |end| end + 1);
+                let id = text[line..bracket].trim();
+                index += &format!("{id} feats.ark:{}\n", line + id.len() + 1);
+                let first = text[bracket + 1..].split_ascii_whitespace().next().unwrap().parse::<f32>().unwrap();
+                first_values.push((id.to_string(), first));
+            }
+            let (_folder, archive) = with_index(text.as_bytes(), &index);
+            assert_eq!(archive.ids().len(), 4);
+            for (id, first) in first_values {
+                let (frames, found, values) = read(&archive, &id);
+                assert!(frames > 50 && found == dimension && values[0] == first, "{id}: {frames} x {found}");
+            }
+        }
+    }
 }

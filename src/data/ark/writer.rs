@@ -196,4 +196,34 @@ mod tests {
         assert!(writer.write("a", 1, 1, &[1.0]).unwrap_err().to_string().contains("second time"));
         assert!(writer.write("b", 2, 2, &[1.0]).unwrap_err().to_string().contains("1 values do not make 2 rows of 2"));
     }
+
+    #[test]
+    fn a_missing_folder_is_an_error_naming_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = ArkWriter::create(folder.path().join("absent/f.ark"), folder.path().join("f.scp"))
+            .err()
+            .expect("no folder");
+        assert!(error.to_string().contains("absent/f.ark: cannot be written"), "{error}");
+        let error = ArkWriter::create(folder.path().join("f.ark"), folder.path().join("absent/f.scp"))
+            .err()
+            .expect("no folder");
+        assert!(error.to_string().contains("absent/f.scp: cannot be written"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error_that_leaves_the_old_archive() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ark, scp) = (folder.path().join("f.ark"), folder.path().join("f.scp"));
+        fs::write(&ark, "old").unwrap();
+        fs::write(&scp, "old").unwrap();
+        // Everything that is written to this device fails as on a full disk.
+        std::os::unix::fs::symlink("/dev/full", partial_path(&ark)).unwrap();
+        let mut writer = ArkWriter::create(&ark, &scp).unwrap();
+        writer.write("a", 1, 1, &[1.0]).unwrap();
+        let error = writer.finish().unwrap_err().to_string();
+        assert!(error.contains("f.ark: cannot be written") && error.contains("Free some space"), "{error}");
+        assert_eq!((fs::read(&ark).unwrap(), fs::read(&scp).unwrap()), (b"old".to_vec(), b"old".to_vec()));
+    }
 }

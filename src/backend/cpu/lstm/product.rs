@@ -1,0 +1,121 @@
+//! The recurrent product's kernel: scratch[row, 4 vectors] = sum over k of a[row, k] panel[k, 4 vectors].
+//!
+//! A block of M rows times four vectors stays in registers: M = 3 with 16 registers (12 sums, 3 broadcasts, 1 weight), M = 6 with
+//! 32. Per k it loads 4 + M vectors for 4 M multiply-adds, so that the multiply-add units are the limit: 2 M cycles on two of them.
+//! The panel is cut along k into chunks that stay in the first-level cache while all rows pass over them; between chunks
+//! the sums rest in `scratch`. So the weights come from the outer caches once a time step, whatever the batch.
+
+use pulp::Simd;
+
+/// Vectors side by side in a panel: forward the four gates.
+pub const VECTORS: usize = 4;
+/// Rows that a scratch block holds; larger batches pass over the panel again.
+pub const SCRATCH_ROWS: usize = 48;
+/// Bytes of a panel's chunk along k: half of a 32 KiB first-level cache.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// Sums of one panel for up to [`SCRATCH_ROWS`] rows: [rows, 4, lanes], at most 16 lanes.
+#[repr(align(64))]
+pub struct Scratch(pub [f32; SCRATCH_ROWS * VECTORS * 16]);
+
+impl Scratch {
+    pub fn new() -> Self {
+        Scratch([0.0; SCRATCH_ROWS * VECTORS * 16])
+    }
+}
+
+/// scratch[row] = sum_k a[row, k] panel[k] for `rows` rows, `a_stride` apart, of K = `depth` elements.
+///
+/// The order of each sum depends on `depth` and the vector width alone, never on which rows are computed together.
+///
+/// # Safety
+/// `a` is valid for reads of `depth` floats at each of `rows` places `a_stride` floats apart, `panel` for `depth` groups of
+/// four vectors; `rows <= SCRATCH_ROWS`.
+#[inline(always)]
+pub unsafe fn product<S: Simd>(
+    simd: S,
+    scratch: &mut Scratch,
+    rows: usize,
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    depth: usize,
+) {
+    debug_assert!(rows <= SCRATCH_ROWS);
+    let group = VECTORS * S::F32_LANES;
+    let chunks = (depth * group * size_of::<f32>()).div_ceil(CHUNK_BYTES).max(1);
+    for chunk in 0..chunks {
+        let (start, end) = (depth * chunk / chunks, depth * (chunk + 1) / chunks);
+        // SAFETY: start <= end <= depth, and every block stays below `rows`.
+        unsafe {
+            let sums = scratch.0.as_mut_ptr();
+            let (a, panel) = (a.add(start), panel.add(start * group));
+            let depth = end - start;
+            let block = |row: usize, size: usize| {
+                let (a, sums) = (a.add(row * a_stride), sums.add(row * group));
+                match size {
+                    1 => rows_of::<S, 1>(simd, sums, chunk > 0, a, a_stride, panel, depth),
+                    2 => rows_of::<S, 2>(simd, sums, chunk > 0, a, a_stride, panel, depth),
+                    4 if S::REGISTER_COUNT >= 32 => rows_of::<S, 4>(simd, sums, chunk > 0, a, a_stride, panel, depth),
+                    5 if S::REGISTER_COUNT >= 32 => rows_of::<S, 5>(simd, sums, chunk > 0, a, a_stride, panel, depth),
+                    6 if S::REGISTER_COUNT >= 32 => rows_of::<S, 6>(simd, sums, chunk > 0, a, a_stride, panel, depth),
+                    _ => rows_of::<S, 3>(simd, sums, chunk > 0, a, a_stride, panel, depth),
+                }
+            };
+            // Blocks as even as they go: 16 rows are 3 3 3 3 2 2, since a block of one row would wait for its own sums.
+            let largest = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
+            let blocks = rows.div_ceil(largest);
+            let mut row = 0;
+            for number in 0..blocks {
+                let size = (rows - row).div_ceil(blocks - number);
+                block(row, size);
+                row += size;
+            }
+        }
+    }
+}
+
+/// The kernel: M rows, four vectors, `depth` steps.
+///
+/// # Safety
+/// As [`product`], for M rows; `sums` holds M groups.
+#[inline(always)]
+unsafe fn rows_of<S: Simd, const M: usize>(
+    simd: S,
+    sums: *mut f32,
+    accumulate: bool,
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    depth: usize,
+) {
+    let lanes = S::F32_LANES;
+    let mut sum = [[simd.splat_f32s(0.0); VECTORS]; M];
+    // SAFETY: the caller's; a vector may be read from any address through read_unaligned.
+    unsafe {
+        if accumulate {
+            for (row, sum) in sum.iter_mut().enumerate() {
+                for (vector, sum) in sum.iter_mut().enumerate() {
+                    *sum = sums.add((row * VECTORS + vector) * lanes).cast::<S::f32s>().read_unaligned();
+                }
+            }
+        }
+        let rows: [*const f32; M] = std::array::from_fn(|row| a.add(row * a_stride));
+        let mut panel = panel.cast::<S::f32s>();
+        for k in 0..depth {
+            let a: [S::f32s; M] = std::array::from_fn(|row| simd.splat_f32s(*rows[row].add(k)));
+            for vector in 0..VECTORS {
+                let weight = panel.add(vector).read_unaligned();
+                for row in 0..M {
+                    sum[row][vector] = simd.mul_add_e_f32s(a[row], weight, sum[row][vector]);
+                }
+            }
+            panel = panel.add(VECTORS);
+        }
+        for (row, sum) in sum.iter().enumerate() {
+            for (vector, &sum) in sum.iter().enumerate() {
+                sums.add((row * VECTORS + vector) * lanes).cast::<S::f32s>().write_unaligned(sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! From given values to a [`Recipe`]: reads every key through the table, makes paths absolute and checks what spans several keys.
+
+use std::path::{Component, Path, PathBuf};
+
+use toml::Value;
+
+use super::form;
+use super::source::Source;
+use super::*;
+
+pub fn build(source: &Source, folder: &Path) -> Result<Recipe> {
+    let kind = source.choice("data.kind")?;
+    let seed_or_runs = |name: &str| source.required(name, |value| Some(form::seed(value)));
+    let recipe = Recipe {
+        name: source.text("name")?,
+        seeds: seeds(source)?,
+        init_seed: seed_or_runs("init_seed")?,
+        reinit_seed: seed_or_runs("reinit_seed")?,
+        data_seed: seed_or_runs("data_seed")?,
+        dropout_seed: seed_or_runs("dropout_seed")?,
+        data: data(source, folder, kind)?,
+        features: source.features.clone(),
+        batch: batch(source, kind)?,
+        model: model(source)?,
+        optimizer: optimizer(source)?,
+        training: training(source)?,
+        cascade: cascade(source, folder)?,
+    };
+    check_features(source, kind)?;
+    check_validation(source, &recipe)?;
+    check_cascade(source, &recipe)?;
+    Ok(recipe)
+}
+
+fn seeds(source: &Source) -> Result<Vec<u64>> {
+    if source.is_given("seed") && source.is_given("seeds") {
+        return Err(source.impossible(
+            "seeds",
+            "both seed and seeds are given",
+            "Keep one of them: seed = 1 or seeds = [1, 2]",
+        ));
+    }
+    match source.optional("seeds", form::seeds)? {
+        Some(seeds) => Ok(seeds),
+        None => Ok(vec![source.required("seed", form::seed)?]),
+    }
+}
+
+/// `path` from `folder`, which has no links: a leading ".." takes a folder off, and the result reads well.
+fn resolve(source: &Source, key: &str, folder: &Path, path: &str) -> Result<PathBuf> {
+    let mut resolved = folder.to_path_buf();
+    let mut leading = true;
+    for component in Path::new(path).components() {
+        match component {
+            Component::CurDir => (),
+            Component::ParentDir if leading => drop(resolved.pop()),
+            component => {
+                leading = false;
+                resolved.push(component);
+            }
+        }
+    }
+    if resolved.to_str().is_none() {
+        let problem = format!("{key} is {path:?}, and the recipe's folder has a name that is not UTF-8");
+        return Err(source.impossible(key, problem, "Move the recipe, or write the whole path"));
+    }
+    Ok(resolved)
+}
+
+fn optional_path(source: &Source, key: &str, folder: &Path) -> Result<Option<PathBuf>> {
+    let text = source.text(key)?;
+    if text.is_empty() { Ok(None) } else { resolve(source, key, folder, &text).map(Some) }
+}
+
+fn data(source: &Source, folder: &Path, kind: DataKind) -> Result<Data> {
+    Ok(Data {
+        kind,
+        train: resolve(source, "data.train", folder, &source.text("data.train")?)?,
+        valid: optional_path(source, "data.valid", folder)?,
+        test: optional_path(source, "data.test", folder)?,
+        tokens: source.choice("data.tokens")?,
+        token_list: optional_path(source, "data.token_list", folder)?,
+        cmvn: if kind == DataKind::Speech { source.choice("data.cmvn")? } else { Cmvn::None },
+        subset: subset(source)?,
+    })
+}
+
+fn subset(source: &Source) -> Result<Subset> {
+    let complement_of = source.number("data.subset.complement_of")?;
+    // Rounded, so that 1 - 0.8 is the 0.2 that a reader expects.
+    let left = ((1.0 - complement_of) * 1e9).round() / 1e9;
+    let fraction = source.optional("data.subset.fraction", form::number)?.unwrap_or(left);
+    if fraction > left {
+        let problem =
+            format!("data.subset.fraction is {fraction}, but the complement of {complement_of} has only {left}");
+        return Err(source.impossible(
+            "data.subset.fraction",
+            problem,
+            format!("Allowed: a number above 0 and at most {left}"),
+        ));
+    }
+    Ok(Subset {
+        fraction,
+        seed: source.required("data.subset.seed", form::seed)?,
+        nested: source.flag("data.subset.nested")?,
+        complement_of,
+    })
+}
+
+fn batch(source: &Source, kind: DataKind) -> Result<Batch> {
+    Ok(match kind {
+        DataKind::Speech => Batch::Speech {
+            utterances: source.whole("batch.utterances")?,
+            max_frames: source.whole("batch.max_frames")?,
+            max_labels: source.whole("batch.max_labels")?,
+        },
+        DataKind::Text => {
+            Batch::Text { sequences: source.whole("batch.sequences")?, bptt: source.whole("batch.bptt")? }
+        }
+    })
+}
+
+fn whole_numbers(list: Vec<i64>) -> Option<Vec<usize>> {
+    list.into_iter().map(|number| usize::try_from(number).ok()).collect()
+}
+
+/// The table allows one kind of model so far; a further kind is a match on `model.kind` here.
+fn model(source: &Source) -> Result<Model> {
+    let _: String = source.text("model.kind")?;
+    let layers = source.whole("model.layers")?;
+    let numbers = |value: &Value| form::whole_list(value).and_then(whole_numbers);
+    let subsample = source.optional("model.subsample", numbers)?.unwrap_or_else(|| vec![1; layers]);
+    if subsample.len() != layers {
+        let problem = format!("model.subsample is {subsample:?}, {} numbers for {layers} layers", subsample.len());
+        let remedy = "One number for each layer, bottom first; ESPnet's \"1_2_2_1_1\" is [2, 2, 1, 1]";
+        return Err(source.impossible("model.subsample", problem, remedy));
+    }
+    Ok(Model::BlstmCtc(BlstmCtc {
+        layers,
+        units: source.whole("model.units")?,
+        projection: source.whole("model.projection")?,
+        subsample,
+        dropout: source.number("model.dropout")?,
+        init: source.choice("model.init")?,
+    }))
+}
+
+fn optimizer(source: &Source) -> Result<Optimizer> {
+    let number = |name: &str| source.number(name);
+    let method = match source.text("optimizer.kind")?.as_str() {
+        "adadelta" => Method::Adadelta { rho: number("optimizer.rho")? },
+        "sgd" => Method::Sgd {
+            momentum: number("optimizer.momentum")?,
+            dampening: number("optimizer.dampening")?,
+            nesterov: source.flag("optimizer.nesterov")?,
+        },
+        _ => Method::Adam { beta1: number("optimizer.beta1")?, beta2: number("optimizer.beta2")? },
+    };
+    if let Method::Sgd { momentum, dampening, nesterov: true } = method
+        && (momentum == 0.0 || dampening != 0.0)
+    {
+        let problem = format!("optimizer.nesterov is true with momentum = {momentum} and dampening = {dampening}");
+        let remedy = "Nesterov needs a momentum above 0 and a dampening of 0";
+        return Err(source.impossible("optimizer.nesterov", problem, remedy));
+    }
+    let adadelta = matches!(method, Method::Adadelta { .. });
+    Ok(Optimizer {
+        method,
+        learning_rate: number("optimizer.learning_rate")?,
+        epsilon: if matches!(method, Method::Sgd { .. }) { 0.0 } else { number("optimizer.epsilon")? },
+        epsilon_decay: if adadelta { number("optimizer.epsilon_decay")? } else { 1.0 },
+        epsilon_decay_restores_best: adadelta && source.flag("optimizer.epsilon_decay_restores_best")?,
+        weight_decay: number("optimizer.weight_decay")?,
+        clip: number("optimizer.clip")?,
+    })
+}
+
+fn training(source: &Source) -> Result<Training> {
+    Ok(Training {
+        max_epochs: source.whole("training.max_epochs")?,
+        patience: source.whole("training.patience")?,
+        criterion: source.choice("training.criterion")?,
+        precision: source.choice("training.precision")?,
+        keep: source.choice("training.keep")?,
+        save_minutes: source.number("training.save_minutes")?,
+        tensorboard: source.flag("training.tensorboard")?,
+    })
+}
+
+fn cascade(source: &Source, folder: &Path) -> Result<Cascade> {
+    let lists = |value: &Value| form::compositions(value)?.into_iter().map(whole_numbers).collect();
+    let mut classifier_from: Vec<ClassifierSource> = Vec::new();
+    for text in source.required("cascade.classifier_from", form::texts)? {
+        let (path, epoch) = form::split_epoch(&text).unwrap_or((&text, None));
+        let path = resolve(source, "cascade.classifier_from", folder, path)?;
+        classifier_from.push(ClassifierSource { path, epoch });
+    }
+    Ok(Cascade {
+        strategy: source.choice("cascade.strategy")?,
+        criterion: source.choice("cascade.criterion")?,
+        inner: source.choice("cascade.inner")?,
+        compositions: source.required("cascade.compositions", lists)?,
+        classifier_from,
+        classifier_groups: source.whole("cascade.classifier_groups")?,
+        reinit_seeds: source.required("cascade.reinit_seeds", form::seeds)?,
+    })
+}
+
+fn check_features(source: &Source, kind: DataKind) -> Result<()> {
+    if kind == DataKind::Text && !source.features.is_empty() {
+        let problem = "the section features exists only with data.kind = \"speech\"";
+        return Err(source.impossible(super::keys::FEATURES, problem, "Remove it"));
+    }
+    Ok(())
+}
+
+/// Whatever compares epochs or stages needs something to compare them on.
+fn check_validation(source: &Source, recipe: &Recipe) -> Result<()> {
+    if recipe.data.valid.is_some() {
+        return Ok(());
+    }
+    let refuse = |key: &str, value: String| {
+        let problem = format!("{key} is {value}, which compares on the validation set, and there is no data.valid");
+        Err(source.impossible(key, problem, "Add data.valid"))
+    };
+    if matches!(recipe.cascade.strategy, Strategy::Greedy | Strategy::CutSearch) {
+        return refuse("cascade.strategy", format!("\"{}\"", source.text("cascade.strategy")?));
+    }
+    if recipe.optimizer.epsilon_decay != 1.0 {
+        return refuse("optimizer.epsilon_decay", recipe.optimizer.epsilon_decay.to_string());
+    }
+    Ok(())
+}
+
+/// No key of the cascade may be given in vain, and every number of groups must fit the model.
+fn check_cascade(source: &Source, recipe: &Recipe) -> Result<()> {
+    let Cascade { strategy, inner, compositions, classifier_from, classifier_groups, reinit_seeds, .. } =
+        &recipe.cascade;
+    let groups = recipe.model.groups();
+
+    match (strategy, compositions.is_empty()) {
+        (Strategy::Fixed, true) => {
+            let problem = "cascade.strategy is \"fixed\", and cascade.compositions lists nothing";
+            let remedy = "Add compositions = [[1, ...]]: the groups of each round, top first";
+            return Err(source.impossible("cascade.strategy", problem, remedy));
+        }
+        (Strategy::Fixed, false) => (),
+        (_, false) => {
+            let problem = "cascade.compositions has an effect only with cascade.strategy = \"fixed\"";
+            return Err(source.impossible("cascade.compositions", problem, "Remove it, or choose that strategy"));
+        }
+        (_, true) => (),
+    }
+    for (index, list) in compositions.iter().enumerate() {
+        let sum = list.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
+        if sum != groups || compositions[..index].contains(list) {
+            let problem = match sum == groups {
+                true => format!("cascade.compositions has {list:?} twice"),
+                false => {
+                    format!("cascade.compositions has {list:?}, which adds up to {sum}; the model has {groups} groups")
+                }
+            };
+            let remedy =
+                "Each composition is listed once and adds up to all groups: one for each layer, one for the softmax";
+            return Err(source.impossible("cascade.compositions", problem, remedy));
+        }
+    }
+    if *inner == Inner::Always && *strategy != Strategy::CutSearch {
+        let problem = "cascade.inner = \"always\" has an effect only with cascade.strategy = \"cut-search\"";
+        return Err(source.impossible("cascade.inner", problem, "Remove it, or choose that strategy"));
+    }
+    if classifier_from.is_empty() && *classifier_groups != 1 {
+        let problem = "cascade.classifier_groups has an effect only with cascade.classifier_from";
+        return Err(source.impossible("cascade.classifier_groups", problem, "Remove it, or add classifier_from"));
+    }
+    if *classifier_groups >= groups {
+        let problem = format!("cascade.classifier_groups is {classifier_groups}; the model has {groups} groups");
+        let remedy = format!("Allowed: from 1 to {}, so that something is left to train", groups - 1);
+        return Err(source.impossible("cascade.classifier_groups", problem, remedy));
+    }
+    if !classifier_from.is_empty() && *strategy == Strategy::FreezeBottom {
+        let problem = "cascade.classifier_from freezes the top, and cascade.strategy is \"freeze-bottom\"";
+        return Err(source.impossible("cascade.classifier_from", problem, "Remove one of them"));
+    }
+    if *strategy == Strategy::None && classifier_from.is_empty() && !reinit_seeds.is_empty() {
+        let problem = "cascade.reinit_seeds is given, but nothing is ever reinitialised";
+        let remedy = "Remove it, or choose a cascade.strategy or a classifier_from";
+        return Err(source.impossible("cascade.reinit_seeds", problem, remedy));
+    }
+    Ok(())
+}

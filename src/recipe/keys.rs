@@ -1,0 +1,330 @@
+//! The one table of recipe keys: what each may be, its default, and what it does. Reading, `--set`, the filled-in recipe and the help text
+//! all come from it, so they cannot disagree.
+
+use super::form::{Form, Interval};
+
+/// One key of a recipe. A key whose meaning or default depends on a kind has one row for each.
+#[derive(Debug)]
+pub struct Key {
+    /// With its sections: `optimizer.rho`.
+    pub name: &'static str,
+    /// The key exists only where that other key has that value.
+    pub only_with: Option<(&'static str, &'static str)>,
+    pub form: Form,
+    pub default: Preset,
+    /// One clause without a full stop.
+    pub help: &'static str,
+}
+
+/// What a key is when the recipe does not give it.
+#[derive(Debug)]
+pub enum Preset {
+    Required,
+    /// This, written as TOML.
+    Value(&'static str),
+    /// What follows from other keys, in words; `Recipe` computes it.
+    Derived(&'static str),
+}
+
+use Form::*;
+use Preset::*;
+
+const fn key(name: &'static str, form: Form, default: Preset, help: &'static str) -> Key {
+    Key { name, only_with: None, form, default, help }
+}
+
+/// A key that exists with one kind only.
+const fn with(
+    kind: (&'static str, &'static str),
+    name: &'static str,
+    form: Form,
+    default: Preset,
+    help: &'static str,
+) -> Key {
+    Key { name, only_with: Some(kind), form, default, help }
+}
+
+const SPEECH: (&str, &str) = ("data.kind", "speech");
+const TEXT: (&str, &str) = ("data.kind", "text");
+const BLSTM_CTC: (&str, &str) = ("model.kind", "blstm-ctc");
+const ADADELTA: (&str, &str) = ("optimizer.kind", "adadelta");
+const SGD: (&str, &str) = ("optimizer.kind", "sgd");
+const ADAM: (&str, &str) = ("optimizer.kind", "adam");
+
+/// No size of a network or of a batch reaches this; larger ones are slips of the hand.
+const MANY: i64 = 1_000_000;
+const LARGE: f64 = 1e6;
+
+/// Keys below this prefix are not in the table: they are the feature extraction's own options, checked by it.
+pub const FEATURES: &str = "features";
+
+pub const KEYS: &[Key] = &[
+    key("name", Name, Required, "Names the run; its default folder is runs/NAME"),
+    key("seed", Seed, Value("1"), "Everything random follows from it"),
+    key("seeds", SeedList, Derived("seed alone"), "Instead of seed: one run for each, reported as mean and spread"),
+    key("init_seed", SeedOrRuns, Value("\"seed\""), "Of the initial weights of the joint training"),
+    key("reinit_seed", SeedOrRuns, Value("\"seed\""), "Of the weights that later stages start from"),
+    key("data_seed", SeedOrRuns, Value("\"seed\""), "Of the order of the batches"),
+    key("dropout_seed", SeedOrRuns, Value("\"seed\""), "Of the dropout masks"),
+    key("data.kind", Choice(&["speech", "text"]), Required, "What the model reads"),
+    key("data.train", Path, Required, "Training set: a Kaldi data folder (speech) or a text file (text)"),
+    key("data.valid", PathOrNone, Value("\"\""), "Validation set: early stopping and the cascade judge by it"),
+    key("data.test", PathOrNone, Value("\"\""), "Test set: scored once for each stage, never used to decide anything"),
+    key(
+        "data.token_list",
+        PathOrNone,
+        Value("\"\""),
+        "One symbol a line, its line is its id; none: made from the training set",
+    ),
+    with(SPEECH, "data.tokens", Choice(&["char", "word", "bpe"]), Value("\"char\""), "What a label is"),
+    with(
+        SPEECH,
+        "data.cmvn",
+        Choice(&["global", "utterance", "none"]),
+        Value("\"global\""),
+        "Mean and variance normalisation of the features",
+    ),
+    with(TEXT, "data.tokens", Choice(&["char", "word", "bpe"]), Value("\"word\""), "What a label is"),
+    key(
+        "data.subset.fraction",
+        Number(Interval::above(0.0).to(1.0)),
+        Derived("1, or all that complement_of leaves"),
+        "Trains on this part of the training set",
+    ),
+    key("data.subset.seed", Seed, Value("1"), "Draws the subset, whatever the run's seed"),
+    key("data.subset.nested", Flag, Value("true"), "Smaller subsets of the same seed lie within larger ones"),
+    key(
+        "data.subset.complement_of",
+        Number(Interval::from(0.0).below(1.0)),
+        Value("0.0"),
+        "Draws from outside the subset of this fraction and the same seed; 0 = from all",
+    ),
+    with(
+        SPEECH,
+        "batch.utterances",
+        Whole(1, MANY),
+        Value("30"),
+        "Utterances in a batch, fewer where the first one is long: see the next two",
+    ),
+    with(
+        SPEECH,
+        "batch.max_frames",
+        Whole(1, MANY),
+        Value("800"),
+        "With F frames in the longest utterance, a batch is divided by 1 + floor(F / max_frames)",
+    ),
+    with(
+        SPEECH,
+        "batch.max_labels",
+        Whole(1, MANY),
+        Value("150"),
+        "The same for its labels; the larger divisor counts",
+    ),
+    with(TEXT, "batch.sequences", Whole(1, MANY), Value("80"), "Streams that the text is cut into, read side by side"),
+    with(
+        TEXT,
+        "batch.bptt",
+        Whole(1, MANY),
+        Value("70"),
+        "Tokens of each stream in a batch: gradients reach back this far",
+    ),
+    key(
+        "model.kind",
+        Choice(&["blstm-ctc"]),
+        Required,
+        "blstm-ctc: BLSTMs, each with a tanh projection, under a softmax trained by CTC",
+    ),
+    with(BLSTM_CTC, "model.layers", Whole(1, 1000), Required, "BLSTMs, each with its projection"),
+    with(BLSTM_CTC, "model.units", Whole(1, MANY), Required, "Cells of each direction of a BLSTM"),
+    with(BLSTM_CTC, "model.projection", Whole(1, MANY), Required, "Outputs of each projection"),
+    with(
+        BLSTM_CTC,
+        "model.subsample",
+        WholeList(1, 1000),
+        Derived("1 for every layer"),
+        "For each layer, bottom first: keeps every s-th frame of the BLSTM's output, the first always",
+    ),
+    with(
+        BLSTM_CTC,
+        "model.dropout",
+        Number(Interval::from(0.0).below(1.0)),
+        Value("0.0"),
+        "Rate of the dropout after each projection",
+    ),
+    with(
+        BLSTM_CTC,
+        "model.init",
+        Choice(&["espnet", "pytorch"]),
+        Value("\"espnet\""),
+        "espnet: normal with variance 1 / inputs, biases 0; pytorch: uniform as torch.nn's layers",
+    ),
+    key("optimizer.kind", Choice(&["adadelta", "sgd", "adam"]), Required, "As torch.optim defines it"),
+    key(
+        "optimizer.weight_decay",
+        Number(Interval::from(0.0).to(LARGE)),
+        Value("0.0"),
+        "Times the weight, added to its gradient",
+    ),
+    key(
+        "optimizer.clip",
+        Number(Interval::from(0.0).to(LARGE)),
+        Value("5.0"),
+        "Largest norm of all gradients together; 0 = no clipping",
+    ),
+    with(
+        ADADELTA,
+        "optimizer.learning_rate",
+        Number(Interval::above(0.0).to(LARGE)),
+        Value("1.0"),
+        "Factor on every step",
+    ),
+    with(
+        ADADELTA,
+        "optimizer.rho",
+        Number(Interval::from(0.0).below(1.0)),
+        Value("0.95"),
+        "Decay of the running averages",
+    ),
+    with(
+        ADADELTA,
+        "optimizer.epsilon",
+        Number(Interval::from(1e-37).to(LARGE)),
+        Value("1e-8"),
+        "Added under both roots",
+    ),
+    with(
+        ADADELTA,
+        "optimizer.epsilon_decay",
+        Number(Interval::above(0.0).to(1.0)),
+        Value("1.0"),
+        "Multiplies epsilon when the validation loss is worse than its best (ESPnet: 0.01); 1 = never",
+    ),
+    with(
+        ADADELTA,
+        "optimizer.epsilon_decay_restores_best",
+        Flag,
+        Value("true"),
+        "When epsilon decays, goes back to the best weights, as ESPnet does",
+    ),
+    with(SGD, "optimizer.learning_rate", Number(Interval::above(0.0).to(LARGE)), Value("0.1"), "Factor on every step"),
+    with(
+        SGD,
+        "optimizer.momentum",
+        Number(Interval::from(0.0).below(1.0)),
+        Value("0.0"),
+        "Part of the last step that goes into the next",
+    ),
+    with(
+        SGD,
+        "optimizer.dampening",
+        Number(Interval::from(0.0).to(1.0)),
+        Value("0.0"),
+        "Takes this part off the gradients that go into the momentum",
+    ),
+    with(
+        SGD,
+        "optimizer.nesterov",
+        Flag,
+        Value("false"),
+        "Looks one step of momentum ahead; needs momentum, and dampening 0",
+    ),
+    with(
+        ADAM,
+        "optimizer.learning_rate",
+        Number(Interval::above(0.0).to(LARGE)),
+        Value("0.001"),
+        "Factor on every step",
+    ),
+    with(
+        ADAM,
+        "optimizer.beta1",
+        Number(Interval::from(0.0).below(1.0)),
+        Value("0.9"),
+        "Decay of the running average of the gradient",
+    ),
+    with(
+        ADAM,
+        "optimizer.beta2",
+        Number(Interval::from(0.0).below(1.0)),
+        Value("0.999"),
+        "Decay of the running average of its square",
+    ),
+    with(ADAM, "optimizer.epsilon", Number(Interval::from(1e-37).to(LARGE)), Value("1e-8"), "Added to the root"),
+    key("training.max_epochs", Whole(1, MANY), Value("100"), "Epochs of a stage at most"),
+    key(
+        "training.patience",
+        Whole(0, MANY),
+        Value("5"),
+        "Stops a stage after this many epochs without a better validation loss; 0 = never",
+    ),
+    key(
+        "training.criterion",
+        Choice(&["loss"]),
+        Value("\"loss\""),
+        "What an epoch is judged by, on the validation set",
+    ),
+    key("training.precision", Choice(&["f32", "tf32", "bf16"]), Value("\"f32\""), "Arithmetic of the matrix products"),
+    key(
+        "training.keep",
+        Choice(&["best", "all"]),
+        Value("\"best\""),
+        "Whose weights stay in the run folder: the best epoch's, or every epoch's",
+    ),
+    key(
+        "training.save_minutes",
+        Number(Interval::from(0.0).to(LARGE)),
+        Value("10.0"),
+        "Writes a resumable state this often within an epoch, and after each epoch; 0 = only then",
+    ),
+    key("training.tensorboard", Flag, Value("false"), "Writes TensorBoard event files too"),
+    key(
+        "cascade.strategy",
+        Choice(&["none", "greedy", "cut-search", "exhaustive", "fixed", "freeze-bottom"]),
+        Value("\"none\""),
+        "Which stages follow the joint training",
+    ),
+    key(
+        "cascade.inner",
+        Choice(&["first", "always"]),
+        Value("\"first\""),
+        "cut-search: freezes one group more after a failure in the first round only, or in every round",
+    ),
+    key(
+        "cascade.compositions",
+        Compositions,
+        Value("[]"),
+        "fixed: the groups of each round, top first, such as [[1, 1, 1, 2]]; each adds up to all groups",
+    ),
+    key(
+        "cascade.classifier_from",
+        Classifiers,
+        Value("[]"),
+        "Takes the frozen classifier from RUN, RUN/STAGE or RUN/STAGE@EPOCH instead of a joint training; a list: from each in turn",
+    ),
+    key(
+        "cascade.classifier_groups",
+        Whole(1, 1000),
+        Value("1"),
+        "classifier_from: how many groups, from the top, are taken and frozen",
+    ),
+    key(
+        "cascade.reinit_seeds",
+        SeedListOrNone,
+        Value("[]"),
+        "Trains each later stage once for each of these instead of reinit_seed",
+    ),
+    with(
+        SPEECH,
+        "cascade.criterion",
+        Choice(&["cer", "wer", "loss"]),
+        Value("\"cer\""),
+        "What a stage is judged by, on the validation set",
+    ),
+    with(
+        TEXT,
+        "cascade.criterion",
+        Choice(&["perplexity", "loss"]),
+        Value("\"perplexity\""),
+        "What a stage is judged by, on the validation set",
+    ),
+];

@@ -1,0 +1,105 @@
+//! A bar per stage for error, time and memory.
+
+use crate::train::record::{MemoryRecord, StageResult};
+
+use super::html::{bytes, score, seconds, width};
+use super::view::{RunView, StageView};
+
+/// The parts of a stage's memory, in the order in which they are stacked; the classes are those of `style.css`.
+const PARTS: [(&str, &str, fn(&MemoryRecord) -> u64); 4] = [
+    ("m0", "parameters", |memory| memory.parameters),
+    ("m1", "gradients", |memory| memory.gradients),
+    ("m2", "optimiser state", |memory| memory.optimizer_state),
+    ("m3", "kept activations", |memory| memory.kept_activations),
+];
+
+/// `None` for a run without finished stages.
+pub fn section(run: &RunView) -> Option<String> {
+    let stages: Vec<_> = run.finished_stages().collect();
+    if stages.is_empty() {
+        return None;
+    }
+    Some(format!("<div class=\"panels\">\n{}{}{}</div>\n", errors(run, &stages), times(&stages), memory(&stages)))
+}
+
+type Finished<'a> = [(&'a StageView<'a>, &'a StageResult)];
+
+/// One row: the stage's name, its bars, what they say.
+fn row(stage: &StageView, bars: &str, text: &str) -> String {
+    let star = if stage.is_best { " <span aria-label=\"best\">★</span>" } else { "" };
+    format!(
+        "<div class=\"bar-row\"><div class=\"bar-head\"><span>{}{star}</span><span class=\"n\">{text}</span></div><div class=\"track\">{bars}</div></div>\n",
+        stage.title
+    )
+}
+
+fn errors(run: &RunView, stages: &Finished) -> String {
+    let (name, unit) = (&run.criterion.name, run.criterion.unit);
+    let test_of = |result: &StageResult| result.test.as_ref().and_then(|test| run.criterion.of(test));
+    let all = stages.iter().flat_map(|(_, result)| [Some(result.criterion_value), test_of(result)]).flatten();
+    let full = all.filter(|value| value.is_finite()).fold(0.0, f64::max);
+    let baseline = run.baseline().map(|(_, result)| result.criterion_value).filter(|value| value.is_finite());
+    let mut rows = String::new();
+    for (stage, result) in stages {
+        let mut bars =
+            format!("<i class=\"bar {}\" style=\"width:{}\"></i>", stage.colour, width(result.criterion_value, full));
+        let mut text = format!("<b>{}</b>{unit}", score(result.criterion_value));
+        if let Some(test) = test_of(result) {
+            bars.push_str(&format!(
+                "<i class=\"bar thin {}\" style=\"width:{}\"></i>",
+                stage.colour,
+                width(test, full)
+            ));
+            text.push_str(&format!(" <small>test {}</small>", score(test)));
+        }
+        if let Some(joint) = baseline {
+            bars.push_str(&format!("<i class=\"mark\" style=\"left:{}\"></i>", width(joint, full)));
+        }
+        rows.push_str(&row(stage, &bars, &text));
+    }
+    let thin = if stages.iter().any(|(_, result)| test_of(result).is_some()) {
+        "thick: validation, thin: test"
+    } else {
+        "validation"
+    };
+    let mark = if baseline.is_some() { "; the line is joint training" } else { "" };
+    format!("<div class=\"panel\"><h4>Error <small>{name}{unit}, {thin}{mark}</small></h4>\n{rows}</div>\n")
+}
+
+fn times(stages: &Finished) -> String {
+    let full = stages.iter().map(|(_, result)| result.seconds).filter(|value| value.is_finite()).fold(0.0, f64::max);
+    let mut rows = String::new();
+    for (stage, result) in stages {
+        let bar = format!("<i class=\"bar {}\" style=\"width:{}\"></i>", stage.colour, width(result.seconds, full));
+        let each = if result.epochs > 0 { seconds(result.seconds / result.epochs as f64) } else { "–".to_string() };
+        let epochs =
+            if result.epochs == 1 { "1 epoch".to_string() } else { format!("{} epochs of {each}", result.epochs) };
+        rows.push_str(&row(stage, &bar, &format!("<b>{}</b> <small>{epochs}</small>", seconds(result.seconds))));
+    }
+    format!("<div class=\"panel\"><h4>Time <small>training and validation</small></h4>\n{rows}</div>\n")
+}
+
+fn memory(stages: &Finished) -> String {
+    let total = |memory: &MemoryRecord| PARTS.iter().fold(0u64, |sum, (_, _, of)| sum.saturating_add(of(memory)));
+    let full = stages.iter().map(|(_, result)| total(&result.memory)).max().unwrap_or(0) as f64;
+    let mut rows = String::new();
+    for (stage, result) in stages {
+        let bars: String = PARTS
+            .iter()
+            .map(|(class, name, of)| {
+                let value = of(&result.memory);
+                format!(
+                    "<i class=\"part {class}\" style=\"width:{}\" title=\"{name}: {}\"></i>",
+                    width(value as f64, full),
+                    bytes(value)
+                )
+            })
+            .collect();
+        rows.push_str(&row(stage, &bars, &format!("<b>{}</b>", bytes(total(&result.memory)))));
+    }
+    let legend: String =
+        PARTS.iter().map(|(class, name, _)| format!("<span><i class=\"part {class}\"></i>{name}</span>")).collect();
+    format!(
+        "<div class=\"panel\"><h4>Memory <small>at its peak, for the largest batch</small></h4>\n{rows}<p class=\"legend small\">{legend}</p></div>\n"
+    )
+}

@@ -1,0 +1,128 @@
+//! The head of a run: the best stage against joint training, and what kind of run it was.
+
+use crate::train::record::StageResult;
+
+use super::html::{count, decimal, escape, score, seconds, whole};
+use super::seeds;
+use super::view::{RunView, StageView};
+
+/// The name, the result in large figures, and the facts.
+pub fn header(run: &RunView, among_others: bool) -> String {
+    let result = &run.data.result;
+    let heading = if among_others { "h2" } else { "h1" };
+    let (class, state) = match (result.finished, result.stages.len()) {
+        (true, _) => ("done", "finished".to_string()),
+        (false, 0) => ("open", "no stage finished yet".to_string()),
+        (false, 1) => ("open", "unfinished: 1 stage so far".to_string()),
+        (false, many) => ("open", format!("unfinished: {many} stages so far")),
+    };
+    let parameters: u64 = run.groups().iter().map(|group| group.parameters).sum();
+    let time: f64 = result.stages.iter().map(|stage| stage.seconds).filter(|seconds| seconds.is_finite()).sum();
+    let mut facts = vec![
+        ("model", escape(&result.model)),
+        ("strategy", escape(&result.strategy)),
+        ("device", escape(&result.device)),
+        ("layer groups", whole(run.groups().len() as u64)),
+        ("parameters", count(parameters)),
+        ("stages", whole(result.stages.len() as u64)),
+        ("training time", seconds(time)),
+    ];
+    facts.retain(|(_, fact)| !fact.is_empty());
+    let facts: String = facts.iter().map(|(name, fact)| format!("<div><dt>{name}</dt><dd>{fact}</dd></div>")).collect();
+    format!(
+        "<header class=\"run\">\n<p class=\"path\">{path} <span class=\"state {class}\">{state}</span></p>\n\
+         <{heading}>{name}</{heading}>\n{result}\n<dl class=\"facts\">{facts}</dl>\n{seeds}</header>\n",
+        path = escape(&run.data.path),
+        name = escape(run.name()),
+        result = seeds::headline(run).unwrap_or_else(|| result_line(run)),
+        seeds = seeds::table(run).unwrap_or_default(),
+    )
+}
+
+/// `17.2 % joint -> 15.1 % M(1,1,3), 12.4 % lower`, or why there is no such comparison.
+fn result_line(run: &RunView) -> String {
+    let criterion = &run.criterion;
+    let Some((best, best_result)) = run.best() else {
+        let text = match run.stages.is_empty() {
+            true => "No epoch has been trained yet.",
+            false if run.data.result.stages.is_empty() => {
+                "The first stage is still being trained; its curves are below."
+            }
+            false => "No stage has a finite result.",
+        };
+        return format!("<p class=\"empty\">{text}</p>");
+    };
+    let figure = |label: &str, stage: &StageView, result: &StageResult, class: &str| {
+        let test = result.test.as_ref().and_then(|test| criterion.of(test));
+        let test = test.map_or(String::new(), |value| format!(" · test {}{}", score(value), criterion.unit));
+        format!(
+            "<div class=\"figure {class}\"><span class=\"label\">{label}</span><b>{}<small>{}</small></b>\
+             <span class=\"note\">{}{test}</span></div>",
+            score(result.criterion_value),
+            criterion.unit,
+            stage.title,
+        )
+    };
+    let name = &criterion.name;
+    let sentence = match run.baseline() {
+        Some((joint, _)) if joint.id == best.id => {
+            let figures = figure(&format!("Joint training, validation {name}"), best, best_result, "winner");
+            let others = run.finished_stages().filter(|(stage, _)| stage.id != best.id).count();
+            let text = match others {
+                0 => "Joint training is the only stage so far.".to_string(),
+                1 => "The other stage did not improve on joint training.".to_string(),
+                others => format!("None of the {others} other stages improved on joint training."),
+            };
+            format!("{figures}<div class=\"verdict\"><p>{text}</p></div>")
+        }
+        Some((joint, joint_result)) => {
+            let change = gain(joint_result.criterion_value, best_result.criterion_value);
+            let on_test = (joint_result.test.as_ref().and_then(|test| criterion.of(test)))
+                .zip(best_result.test.as_ref().and_then(|test| criterion.of(test)))
+                .and_then(|(joint, best)| gain(joint, best));
+            let change = change.map_or("no relative change".to_string(), |gain| relative(gain));
+            let on_test = on_test
+                .map_or(String::new(), |gain| format!("<span class=\"note\">on test: {}</span>", relative(gain)));
+            format!(
+                "{}<span class=\"arrow\" aria-hidden=\"true\"></span>{}<div class=\"verdict\"><b>{change}</b>\
+                 <span class=\"note\">relative, validation {name}</span>{on_test}</div>",
+                figure(&format!("Joint training, validation {name}"), joint, joint_result, ""),
+                figure(&format!("Best stage, validation {name}"), best, best_result, "winner"),
+            )
+        }
+        None => {
+            let figures = figure(&format!("Best stage, validation {name}"), best, best_result, "winner");
+            let from =
+                best_result.classifier_from.as_deref().filter(|from| !run.stages.iter().any(|stage| stage.id == *from));
+            let text = from.map_or("This run has no joint stage to compare with.".to_string(), |from| {
+                format!("This run has no joint stage: its classifier comes from <code>{}</code>.", escape(from))
+            });
+            format!("{figures}<div class=\"verdict\"><p>{text}</p></div>")
+        }
+    };
+    format!("<div class=\"headline\">{sentence}</div>")
+}
+
+/// How much lower the second is, in per cent of the first.
+pub fn gain(joint: f64, best: f64) -> Option<f64> {
+    let gain = 100.0 * (joint - best) / joint;
+    gain.is_finite().then_some(gain)
+}
+
+/// `12.4 % lower`
+pub fn relative(gain: f64) -> String {
+    if gain >= 0.0 { format!("{} % lower", decimal(gain, 1)) } else { format!("{} % higher", decimal(-gain, 1)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gain_is_told_in_per_cent_of_joint_training() {
+        assert_eq!(gain(20.0, 15.0).map(relative), Some("25.0 % lower".into()));
+        assert_eq!(gain(20.0, 21.0).map(relative), Some("5.0 % higher".into()));
+        assert_eq!(gain(0.0, 0.0), None);
+        assert_eq!(gain(f64::NAN, 1.0), None);
+    }
+}

@@ -1,0 +1,225 @@
+//! The cascade as a picture: a column per stage in the order of training, the layer groups as boxes from the input at the bottom
+//! to the output at the top. Frozen boxes are hatched and carry a snowflake; an arrow leads to them from the stage whose weights
+//! they have. A run with several seeds has a picture for each.
+
+use crate::train::record::StageResult;
+
+use super::html::{count, escape, score};
+use super::view::{RunView, StageView, Verdict};
+
+/// All lengths are CSS pixels at the picture's natural size.
+const BOX_WIDTH: usize = 100;
+const BOX_HEIGHT: usize = 32;
+const BOX_GAP: usize = 7;
+const COLUMN_GAP: usize = 40;
+/// Left of the first column: the words "output" and "input".
+const GUTTER: usize = 56;
+/// Title and result above the boxes.
+const HEAD: usize = 45;
+/// A line more, where stages have variants.
+const VARIANT: usize = 14;
+/// The verdict below them.
+const FOOT: usize = 34;
+/// Characters that fit a box beside the snowflake.
+const NAME_LENGTH: usize = 11;
+const TITLE_LENGTH: usize = 16;
+
+/// What the pictures refer to: the hatching of frozen boxes, the snowflake, the arrow's head.
+pub const DEFINITIONS: &str = r##"<svg class="definitions" width="0" height="0" aria-hidden="true"><defs>
+<pattern id="ice" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect class="ice-ground" width="7" height="7"/><rect class="ice-stripe" width="2" height="7"/></pattern>
+<symbol id="flake" viewBox="-8 -8 16 16"><g class="flake"><path d="M0-7V7M-6.1-3.5 6.1 3.5M-6.1 3.5 6.1-3.5"/><path d="M-2-6 0-4 2-6M-2 6 0 4 2 6M4.2-4.7 3.5-2 6.2-1.3M-4.2 4.7-3.5 2-6.2 1.3M-4.2-4.7-3.5-2-6.2-1.3M4.2 4.7 3.5 2 6.2 1.3"/></g></symbol>
+<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto-start-reverse"><path class="arrow-head" d="M0 0 8 4 0 8z"/></marker>
+</defs></svg>"##;
+
+/// `None` for a run without stages or groups.
+pub fn section(run: &RunView) -> Option<String> {
+    if run.groups().is_empty() || run.finished_stages().next().is_none() {
+        return None;
+    }
+    let mut html = "<p class=\"legend\"><span><i class=\"box trained\"></i>initialised anew and trained</span>\
+        <span><i class=\"box frozen\"><svg class=\"flake-icon\"><use href=\"#flake\"/></svg></i>frozen</span>\
+        <span><i class=\"line arrow\"></i>where the frozen weights come from</span></p>\n"
+        .to_string();
+    let seeds = run.seeds();
+    let pictures = seeds.iter().filter_map(|seed| {
+        let stages: Vec<_> = run.finished_stages().filter(|(stage, _)| stage.seed() == *seed).collect();
+        let picture = (!stages.is_empty()).then(|| format!("<div class=\"scroll\">{}</div>\n", draw(run, &stages)))?;
+        match seed {
+            Some(seed) if seeds.len() > 1 => Some(format!("<div><h4>Seed {seed}</h4>{picture}</div>\n")),
+            _ => Some(picture),
+        }
+    });
+    let pictures: String = pictures.collect();
+    html.push_str(&if seeds.len() > 1 { format!("<div class=\"pictures\">{pictures}</div>\n") } else { pictures });
+    let external = external_sources(run);
+    if !external.is_empty() {
+        html.push_str(&format!("<p class=\"hint\">From outside this run: {}.</p>\n", external.join("; ")));
+    }
+    Some(html)
+}
+
+/// Stages whose classifier is not of this run.
+fn external_sources(run: &RunView) -> Vec<String> {
+    let outside = |from: &&str| !run.stages.iter().any(|stage| stage.id == *from);
+    run.finished_stages()
+        .filter_map(|(stage, result)| {
+            let from = result.classifier_from.as_deref().filter(outside)?;
+            Some(format!("the frozen groups of {} are those of <code>{}</code>", stage.title, escape(from)))
+        })
+        .collect()
+}
+
+fn column_x(index: usize) -> usize {
+    GUTTER + index * (BOX_WIDTH + COLUMN_GAP)
+}
+
+fn draw(run: &RunView, stages: &[(&StageView, &StageResult)]) -> String {
+    let groups = run.groups().len();
+    let source_of = |result: &StageResult| {
+        result.classifier_from.as_deref().and_then(|from| stages.iter().position(|(stage, _)| stage.id == from))
+    };
+    let spans: Vec<usize> = stages
+        .iter()
+        .enumerate()
+        .filter_map(|(at, (_, result))| source_of(result).map(|from| at.abs_diff(from)))
+        .collect();
+    let arcs = match spans.iter().max() {
+        Some(longest) if *longest > 1 => arc_height(*longest) + 4,
+        _ => 0,
+    };
+    let variants = stages.iter().any(|(stage, _)| !variant(stage).is_empty());
+    let top = arcs + HEAD + if variants { VARIANT } else { 0 };
+    let box_y = |group: usize| top + (groups - 1 - group) * (BOX_HEIGHT + BOX_GAP);
+    let bottom = top + groups * (BOX_HEIGHT + BOX_GAP) - BOX_GAP;
+    let (width, height) = (column_x(stages.len()) - COLUMN_GAP + 2, bottom + FOOT);
+
+    let mut svg = format!(
+        "<svg class=\"picture\" viewBox=\"0 0 {width} {height}\" style=\"min-width:{width}px;max-width:{}px\" role=\"img\" \
+         aria-label=\"The cascade of {} stages\">\n",
+        width + width / 2,
+        stages.len(),
+    );
+    svg.push_str(&gutter(top, bottom));
+    for (index, (stage, result)) in stages.iter().enumerate() {
+        let x = column_x(index);
+        svg.push_str(&format!("<g class=\"column {}\">\n", stage.verdict(true).shown().0));
+        svg.push_str(&head(run, stage, result, x + BOX_WIDTH / 2, arcs));
+        for (group, record) in run.groups().iter().enumerate() {
+            let frozen = result.frozen_groups.contains(&group);
+            svg.push_str(&group_box(&record.name, record.parameters, frozen, x, box_y(group)));
+        }
+        svg.push_str(&foot(stage.verdict(true), x + BOX_WIDTH / 2, bottom));
+        svg.push_str("</g>\n");
+        let frozen_rows = result.frozen_groups.iter().filter(|group| **group < groups);
+        let middle = |group: usize| box_y(group) + BOX_HEIGHT / 2;
+        match source_of(result) {
+            Some(source) if source.abs_diff(index) > 1 => {
+                svg.push_str(&arc(
+                    column_x(source) + BOX_WIDTH / 2,
+                    x + BOX_WIDTH / 2,
+                    arcs,
+                    arc_height(source.abs_diff(index)),
+                ));
+            }
+            // From the column before, or from outside the run: an arrow into each frozen box.
+            source => {
+                let length = if source.is_some() { COLUMN_GAP - 3 } else { 20 };
+                let outside = if source.is_some() { "" } else { " outside" };
+                for group in frozen_rows {
+                    svg.push_str(&format!(
+                        "<path class=\"arrow{outside}\" marker-end=\"url(#head)\" d=\"M{} {y}H{}\"/>\n",
+                        x.saturating_sub(length + 1),
+                        x.saturating_sub(2),
+                        y = middle(*group),
+                    ));
+                }
+            }
+        }
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+fn arc_height(span: usize) -> usize {
+    (12 + 9 * span).min(90)
+}
+
+/// Over the columns between, from the head of one to the head of another.
+fn arc(from: usize, to: usize, base: usize, height: usize) -> String {
+    // A cubic curve rises to three quarters of its control points.
+    let (base, lift) =
+        (base + 2, base.saturating_sub(height * 4 / 3) as i64 - (height as i64 * 4 / 3 - base as i64).max(0));
+    format!(
+        "<path class=\"arrow\" marker-end=\"url(#head)\" d=\"M{from} {base}C{from} {lift} {to} {lift} {to} {base}\"/>\n"
+    )
+}
+
+/// Which end is up.
+fn gutter(top: usize, bottom: usize) -> String {
+    let (x, upper, lower) = (GUTTER - 34, top + 20, bottom - 10);
+    format!(
+        "<text class=\"side\" x=\"0\" y=\"{upper}\">output</text><text class=\"side\" x=\"0\" y=\"{lower}\">input</text>\
+         <path class=\"side\" marker-end=\"url(#head)\" d=\"M{x} {}V{}\"/>\n",
+        lower.saturating_sub(16),
+        upper + 8,
+    )
+}
+
+fn head(run: &RunView, stage: &StageView, result: &StageResult, centre: usize, top: usize) -> String {
+    let title = shorten(stage.title.split(", ").next().unwrap_or_default(), TITLE_LENGTH);
+    let value = format!("{}{}", score(result.criterion_value), run.criterion.unit);
+    format!(
+        "<text class=\"title\" x=\"{centre}\" y=\"{}\">{title}<title>{}</title></text>\
+         <text class=\"value\" x=\"{centre}\" y=\"{}\">{value}</text><text class=\"variant\" x=\"{centre}\" y=\"{}\">{}</text>\n",
+        top + 18,
+        stage.title,
+        top + 35,
+        top + 49,
+        variant(stage),
+    )
+}
+
+/// A classifier's or reinitialisation's number, of a stage that has one; the seed of the run stands above the whole picture.
+fn variant(stage: &StageView) -> String {
+    stage.title.split(", ").skip(1).filter(|piece| !piece.starts_with("seed ")).collect::<Vec<_>>().join(", ")
+}
+
+fn group_box(name: &str, parameters: u64, frozen: bool, x: usize, y: usize) -> String {
+    let class = if frozen { "frozen" } else { "trained" };
+    let flake = match frozen {
+        true => {
+            format!("<use href=\"#flake\" x=\"{}\" y=\"{}\" width=\"13\" height=\"13\"/>", x + BOX_WIDTH - 20, y + 9)
+        }
+        false => String::new(),
+    };
+    format!(
+        "<g><title>{}, {} parameters, {class}</title><rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{BOX_WIDTH}\" \
+         height=\"{BOX_HEIGHT}\" rx=\"5\"/><text class=\"name {class}\" x=\"{}\" y=\"{}\">{}</text>{flake}</g>\n",
+        escape(name),
+        count(parameters),
+        x + 10,
+        y + 21,
+        shorten(&escape(&first_characters(name)), usize::MAX),
+    )
+}
+
+fn foot(verdict: Verdict, centre: usize, bottom: usize) -> String {
+    let (class, mark, word) = verdict.shown();
+    format!("<text class=\"verdict {class}\" x=\"{centre}\" y=\"{}\">{mark} {word}</text>\n", bottom + 22)
+}
+
+/// A name that fits its box.
+fn first_characters(name: &str) -> String {
+    match name.char_indices().nth(NAME_LENGTH) {
+        None => name.to_string(),
+        Some(_) => name.chars().take(NAME_LENGTH - 1).chain(['…']).collect(),
+    }
+}
+
+/// Cuts text that is already escaped: only where no character is written as a reference, which a cut could split.
+fn shorten(escaped: &str, length: usize) -> String {
+    if escaped.contains('&') || escaped.chars().count() <= length {
+        return escaped.to_string();
+    }
+    escaped.chars().take(length.saturating_sub(1)).chain(['…']).collect()
+}

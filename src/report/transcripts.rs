@@ -1,0 +1,112 @@
+//! Decoded validation utterances, each stage's below the reference, with the errors of a word alignment marked. A mark is never
+//! a colour alone: a substituted word stands before the word it replaces, struck out; a deleted word is struck out behind a minus
+//! sign; an inserted word is underlined behind a plus sign.
+
+use crate::score::edit::{Alignment, Edit, align};
+use crate::train::record::Transcript;
+
+use super::html::escape;
+use super::view::{RunView, StageView};
+
+/// So many utterances are open; the others are folded away.
+const OPEN: usize = 6;
+
+/// `None` if no stage kept samples.
+pub fn section(run: &RunView) -> Option<String> {
+    let mut utterances: Vec<&Transcript> = Vec::new();
+    for sample in run.finished_stages().flat_map(|(_, result)| &result.samples) {
+        if !utterances.iter().any(|other| other.utterance == sample.utterance) {
+            utterances.push(sample);
+        }
+    }
+    if utterances.is_empty() {
+        return None;
+    }
+    let legend = "<p class=\"legend marks\"><span><b class=\"sub\">heard</b><del class=\"was\">said</del> substituted</span>\
+        <span><del class=\"del\">−word</del> left out</span><span><ins class=\"ins\">+word</ins> put in</span></p>\n";
+    let blocks: Vec<String> = utterances.iter().map(|sample| utterance(run, sample)).collect();
+    let (open, folded) = blocks.split_at(blocks.len().min(OPEN));
+    let folded = match folded.len() {
+        0 => String::new(),
+        number => format!("<details><summary>{number} more utterances</summary>\n{}</details>\n", folded.concat()),
+    };
+    Some(format!("{legend}{}{folded}", open.concat()))
+}
+
+fn utterance(run: &RunView, sample: &Transcript) -> String {
+    let mut rows = format!(
+        "<dt>reference</dt><dd class=\"reference\" dir=\"auto\">{}</dd>\n",
+        if sample.reference.trim().is_empty() {
+            "<i>nothing is said</i>".to_string()
+        } else {
+            escape(&sample.reference)
+        }
+    );
+    for (stage, result) in run.finished_stages() {
+        if let Some(own) = result.samples.iter().find(|other| other.utterance == sample.utterance) {
+            rows.push_str(&hypothesis(stage, own));
+        }
+    }
+    format!("<div class=\"utterance\"><h4>{}</h4><dl>\n{rows}</dl></div>\n", escape(&sample.utterance))
+}
+
+fn hypothesis(stage: &StageView, sample: &Transcript) -> String {
+    let reference: Vec<&str> = sample.reference.split_whitespace().collect();
+    let heard: Vec<&str> = sample.hypothesis.split_whitespace().collect();
+    let alignment = align(&reference, &heard);
+    let errors = match alignment.substitutions + alignment.deletions + alignment.insertions {
+        0 => "<span class=\"right\">✓ no error</span>".to_string(),
+        1 => "1 error".to_string(),
+        many => format!("{many} errors"),
+    };
+    let star = if stage.is_best { " ★" } else { "" };
+    format!(
+        "<dt>{}{star}<small>{errors}</small></dt><dd dir=\"auto\">{}</dd>\n",
+        stage.title,
+        mark_errors(&reference, &heard, &alignment)
+    )
+}
+
+fn mark_errors(reference: &[&str], heard: &[&str], alignment: &Alignment) -> String {
+    let (mut reference, mut heard) = (reference.iter(), heard.iter());
+    let mut words = Vec::with_capacity(alignment.edits.len());
+    let mut said = || reference.next().map_or(String::new(), |word| escape(word));
+    let mut word = || heard.next().map_or(String::new(), |word| escape(word));
+    for edit in &alignment.edits {
+        words.push(match edit {
+            Edit::Match => {
+                said();
+                word()
+            }
+            Edit::Substitution => format!("<b class=\"sub\">{}</b><del class=\"was\">{}</del>", word(), said()),
+            Edit::Deletion => format!("<del class=\"del\">−{}</del>", said()),
+            Edit::Insertion => format!("<ins class=\"ins\">+{}</ins>", word()),
+        });
+    }
+    if words.is_empty() { "<i>nothing</i>".to_string() } else { words.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(reference: &str, hypothesis: &str) -> String {
+        let reference: Vec<&str> = reference.split_whitespace().collect();
+        let heard: Vec<&str> = hypothesis.split_whitespace().collect();
+        mark_errors(&reference, &heard, &align(&reference, &heard))
+    }
+
+    #[test]
+    fn each_kind_of_error_has_its_mark() {
+        assert_eq!(marked("A B C", "A B C"), "A B C");
+        assert_eq!(marked("A B C", "A X C"), "A <b class=\"sub\">X</b><del class=\"was\">B</del> C");
+        assert_eq!(marked("A B C", "A C"), "A <del class=\"del\">−B</del> C");
+        assert_eq!(marked("A C", "A B C"), "A <ins class=\"ins\">+B</ins> C");
+        assert_eq!(marked("", ""), "<i>nothing</i>");
+    }
+
+    #[test]
+    fn words_that_look_like_markup_are_text() {
+        assert_eq!(marked("<b>", "&amp;"), "<b class=\"sub\">&amp;amp;</b><del class=\"was\">&lt;b&gt;</del>");
+    }
+}
