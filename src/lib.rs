@@ -9,6 +9,7 @@
 
 pub mod audio;
 pub mod backend;
+pub mod bench;
 pub mod cascade;
 pub mod cli;
 pub mod data;

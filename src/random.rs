@@ -4,6 +4,8 @@
 //! counter. The key is hashed from a seed and a name (`stage 1-4, step 17, dropout encoder.2`), the counter is the logical place of an
 //! element, so CPU, GPU and emulator draw the same numbers, in any order and on any number of threads.
 
+use crate::error::{Error, Result};
+
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
@@ -128,6 +130,48 @@ pub fn permutation(seed: u64, name: &str, n: usize) -> Vec<usize> {
         order.swap(last, stream.below(last as u32 + 1) as usize);
     }
     order
+}
+
+/// Which masks a training step draws; each layer derives its own by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaskKey {
+    pub seed: u64,
+    pub stage: String,
+    /// Optimiser steps before this one.
+    pub step: u32,
+}
+
+impl MaskKey {
+    pub fn generator(&self, layer: &str) -> Philox {
+        Philox::named(self.seed, &format!("dropout {} {layer}", self.stage))
+    }
+}
+
+/// One layer's mask at one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mask {
+    pub philox: Philox,
+    pub step: u32,
+    /// An element is kept where its random number is at least this: p * 2^32.
+    pub threshold: u32,
+    /// 1 / (1 - p).
+    pub scale: f32,
+}
+
+impl Mask {
+    /// # Errors
+    /// Unless 0 <= p < 1.
+    pub fn new(key: &MaskKey, layer: &str, probability: f64) -> Result<Self> {
+        if !(0.0..1.0).contains(&probability) {
+            return Err(Error::operation("dropout", format!("the probability is {probability}, not in [0, 1)")));
+        }
+        Ok(Mask {
+            philox: key.generator(layer),
+            step: key.step,
+            threshold: (probability * 4_294_967_296.0) as u32,
+            scale: (1.0 / (1.0 - probability)) as f32,
+        })
+    }
 }
 
 #[cfg(test)]

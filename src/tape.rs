@@ -104,19 +104,27 @@ impl Tape {
         Var { tensor: output, place: Some(Place::Activation(place)) }
     }
 
-    /// Sends `scale` back from the scalar `loss` to every trainable parameter it depends on.
+    /// Sends `scale` back from every element of `loss`, a scalar, to every trainable parameter it depends on.
     ///
     /// # Errors
     /// What an operation's backward reports.
     pub fn backward(self, loss: &Var, scale: f32, parameters: &mut GradientBuffers) -> Result<()> {
-        assert_eq!(loss.tensor.len(), 1, "backward starts at a scalar");
-        let Some(place) = loss.place else { return Ok(()) };
+        let mut seed = Tensor::uninitialized(&self.device, loss.shape(), Category::Activation);
+        seed.data_mut().fill(scale);
+        self.backward_from(loss, seed, parameters)
+    }
+
+    /// Sends the gradient of `output` back, whatever its shape.
+    ///
+    /// # Errors
+    /// What an operation's backward reports.
+    pub fn backward_from(self, output: &Var, gradient: Tensor, parameters: &mut GradientBuffers) -> Result<()> {
+        assert_eq!(output.shape(), gradient.shape(), "a gradient has its tensor's shape");
+        let Some(place) = output.place else { return Ok(()) };
         let mut activations = Vec::new();
         activations.resize_with(self.shapes.len(), || None);
         let mut backward = Backward { device: self.device, shapes: self.shapes, activations, parameters };
-        let mut seed = Tensor::uninitialized(&backward.device, loss.shape(), Category::Activation);
-        seed.data_mut().fill(scale);
-        backward.give(place, seed);
+        backward.give(place, gradient);
         for record in self.records.into_iter().rev() {
             // A result that nothing led to the loss has no gradient: its operation is skipped.
             if let Some(gradient) = backward.activations[record.output].take() {
@@ -170,6 +178,11 @@ impl Backward<'_> {
             self.activations[index] = Some(gradient);
             return;
         }
+        self.give_copy(place, &gradient);
+    }
+
+    /// Adds a gradient that the caller goes on using.
+    pub fn give_copy(&mut self, place: Place, gradient: &Tensor) {
         let sink = self.sink(place);
         let elements = sink.tensor.data_mut();
         if sink.add {

@@ -109,15 +109,21 @@ impl Cmvn {
 
     /// Writes the statistics as safetensors: `mean` and `variance`, f64 [dimension].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        replace_file(path.as_ref(), &self.to_bytes()?)
+    }
+
+    /// The contents of such a file.
+    ///
+    /// # Errors
+    /// None that statistics of a real data set can cause.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let bytes = |values: &[f64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
         let (mean, variance) = (bytes(&self.mean), bytes(&self.variance));
         let view = |data| TensorView::new(Dtype::F64, vec![self.dimension()], data);
-        let file = view(&mean)
+        view(&mean)
             .and_then(|mean| Ok([("mean", mean), ("variance", view(&variance)?)]))
             .and_then(|tensors| safetensors::serialize(tensors, None))
-            .map_err(|error| Error::file(path, format!("the statistics cannot be written: {error}")))?;
-        replace_file(path, &file)
+            .map_err(|error| Error::program(format!("the statistics cannot be written: {error}")))
     }
 
     /// Reads what [`save`](Self::save) wrote, bit for bit.

@@ -116,7 +116,12 @@ impl TokenList {
 
     /// Writes the list as [`load`](Self::load) reads it.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        replace_file(path.as_ref(), (self.symbols.join("\n") + "\n").as_bytes())
+        replace_file(path.as_ref(), self.to_text().as_bytes())
+    }
+
+    /// One symbol a line, as [`load`](Self::load) reads it.
+    pub fn to_text(&self) -> String {
+        self.symbols.join("\n") + "\n"
     }
 
     pub fn unit(&self) -> Unit {

@@ -278,6 +278,10 @@ fn check_cascade(source: &Source, recipe: &Recipe) -> Result<()> {
         let remedy = format!("Allowed: from 1 to {}, so that something is left to train", groups - 1);
         return Err(source.impossible("cascade.classifier_groups", problem, remedy));
     }
+    if classifier_from.is_empty() && recipe.data.cmvn == Cmvn::Classifier {
+        let problem = "data.cmvn is \"classifier\", but there is no cascade.classifier_from";
+        return Err(source.impossible("data.cmvn", problem, "Use \"global\", or add classifier_from"));
+    }
     if !classifier_from.is_empty() && *strategy == Strategy::FreezeBottom {
         let problem = "cascade.classifier_from freezes the top, and cascade.strategy is \"freeze-bottom\"";
         return Err(source.impossible("cascade.classifier_from", problem, "Remove one of them"));

@@ -80,9 +80,9 @@ pub const KEYS: &[Key] = &[
     with(
         SPEECH,
         "data.cmvn",
-        Choice(&["global", "utterance", "none"]),
+        Choice(&["global", "utterance", "classifier", "none"]),
         Value("\"global\""),
-        "Mean and variance normalisation of the features",
+        "Mean and variance normalisation of the features; classifier: that of the run classifier_from names",
     ),
     with(TEXT, "data.tokens", Choice(&["char", "word", "bpe"]), Value("\"word\""), "What a label is"),
     key(

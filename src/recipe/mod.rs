@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize, Serializer};
 pub use text::help;
 
 use crate::error::{Error, Result};
+use crate::nn::Scheme;
 use crate::optim::Method;
 
 /// A whole experiment, every default filled in and every path absolute. Sections and fields have the names of the keys.
@@ -78,6 +79,8 @@ pub enum Cmvn {
     Global,
     /// Mean and variance over the utterance itself.
     Utterance,
+    /// That of the run that `cascade.classifier_from` names.
+    Classifier,
     None,
 }
 
@@ -131,14 +134,7 @@ pub struct BlstmCtc {
     /// One for each layer, bottom first.
     pub subsample: Vec<usize>,
     pub dropout: f64,
-    pub init: Init,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Init {
-    Espnet,
-    Pytorch,
+    pub init: Scheme,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

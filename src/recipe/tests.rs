@@ -41,7 +41,10 @@ fn only_the_required_keys_are_required() {
     assert_eq!(recipe.seeds, [1]);
     assert_eq!(recipe.batch, Batch::Speech { utterances: 30, max_frames: 800, max_labels: 150 });
     let Model::BlstmCtc(model) = &recipe.model;
-    assert_eq!((model.subsample.as_slice(), model.dropout, model.init), ([1, 1].as_slice(), 0.0, Init::Espnet));
+    assert_eq!(
+        (model.subsample.as_slice(), model.dropout, model.init),
+        ([1, 1].as_slice(), 0.0, crate::nn::Scheme::Espnet)
+    );
     assert_eq!(recipe.optimizer.method, Method::Adadelta { rho: 0.95 });
     assert_eq!((recipe.optimizer.learning_rate, recipe.optimizer.epsilon, recipe.optimizer.clip), (1.0, 1e-8, 5.0));
     assert_eq!((recipe.training.max_epochs, recipe.training.patience), (100, 5));

@@ -1,12 +1,19 @@
-//! Training: epochs, checkpoints, the run folder.
+//! Training: a model's steps and epochs, checkpoints, the run folder, and the stages of a cascade.
 
 pub mod checkpoint;
+pub mod corpus;
+pub mod evaluate;
 pub mod files;
+pub mod learner;
 pub mod number;
+pub mod position;
 pub mod progress;
 pub mod record;
+pub mod run;
 pub mod run_folder;
 pub mod signals;
+pub mod stage;
 pub mod tensorboard;
+pub mod updater;
 pub mod weights;
 pub mod weights_reference;

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! RUN/recipe.toml            every key filled in; written last of the start files, so a folder with it is a run
-//! RUN/tokens.txt  features.toml  cmvn.ark
+//! RUN/tokens.txt  features.toml  cmvn.safetensors
 //! RUN/log.jsonl              one EpochRecord a line
 //! RUN/STAGE/best.safetensors  epoch-N.safetensors (keep = "all")
 //! RUN/STAGE/state.json  state-CHECKSUM.safetensors       see `checkpoint`
 //! RUN/STAGE/valid.hyp.trn  valid.ref.trn  test.hyp.trn  test.ref.trn
 //! RUN/result.json  report.html
+//! RUN/skipped.jsonl          the batches whose update was skipped, if there were any
 //! RUN/.lock                  held by the process that trains
 //! ```
 
@@ -26,10 +27,11 @@ use crate::error::{Error, Result};
 pub const RECIPE: &str = "recipe.toml";
 pub const TOKENS: &str = "tokens.txt";
 pub const FEATURES: &str = "features.toml";
-pub const CMVN: &str = "cmvn.ark";
+pub const CMVN: &str = "cmvn.safetensors";
 pub const LOG: &str = "log.jsonl";
 pub const RESULT: &str = "result.json";
 pub const REPORT: &str = "report.html";
+const SKIPPED: &str = "skipped.jsonl";
 const LOCK: &str = ".lock";
 
 /// Keys that may differ when a run goes on: they say how long to train and what to write, not what is computed.
@@ -257,6 +259,14 @@ impl RunFolder {
             serde_json::to_vec(record).map_err(|error| Error::file(&path, format!("cannot be written: {error}")))?;
         line.push(b'\n');
         append(&path, &line).map_err(|error| write_error(&path, &error))
+    }
+
+    /// Keeps the ids of a batch whose update was skipped because a gradient was not finite.
+    pub fn append_skipped(&self, stage: &str, step: u32, parameter: &str, utterances: &[String]) -> Result<()> {
+        let path = self.path.join(SKIPPED);
+        let record =
+            serde_json::json!({ "stage": stage, "step": step, "parameter": parameter, "utterances": utterances });
+        append(&path, format!("{record}\n").as_bytes()).map_err(|error| write_error(&path, &error))
     }
 
     /// The records of the log; a torn last line (a process was killed while writing it) is left out.

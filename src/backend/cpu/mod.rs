@@ -7,6 +7,7 @@
 
 pub mod activation;
 pub mod ctc;
+pub mod dropout;
 pub mod lstm;
 pub mod matmul;
 pub mod simd;

@@ -1,0 +1,78 @@
+//! Initial weights. A parameter's values depend on the seed and its name alone, so that retraining some of the groups gives them the
+//! values that joint training would have given, and the order of layers does not matter.
+
+use crate::nn::parameters::ParameterSpec;
+use crate::random::Philox;
+use serde::{Deserialize, Serialize};
+
+/// How all parameters of a model begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// ESPnet v1 (`init_like_chainer`): weights N(0, 1/fan_in) in variance, biases zero.
+    #[default]
+    Espnet,
+    /// PyTorch's own defaults: LSTM U(-1/sqrt(H), 1/sqrt(H)), linear layers and their biases U(-1/sqrt(C), 1/sqrt(C)).
+    Pytorch,
+}
+
+/// What a parameter is, as far as its initial values are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A matrix `[O, C]`.
+    Weight,
+    Bias,
+}
+
+/// The initial values of one parameter.
+pub fn initial_values(spec: &ParameterSpec, scheme: Scheme, seed: u64) -> Vec<f32> {
+    let count = spec.shape.iter().product();
+    let mut stream = Philox::named(seed, &format!("initial {}", spec.name)).stream();
+    match (scheme, spec.role) {
+        (Scheme::Espnet, Role::Bias) => vec![0.0; count],
+        (Scheme::Espnet, Role::Weight) => {
+            let fan_in: usize = spec.shape[1..].iter().product();
+            let deviation = 1.0 / (fan_in as f64).sqrt();
+            (0..count).map(|_| (stream.normal() * deviation) as f32).collect()
+        }
+        (Scheme::Pytorch, _) => {
+            let bound = 1.0 / (spec.pytorch_fan as f64).sqrt();
+            (0..count).map(|_| ((2.0 * stream.uniform() - 1.0) * bound) as f32).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, role: Role) -> ParameterSpec {
+        ParameterSpec { name: name.into(), shape: vec![300, 400], role, pytorch_fan: 400 }
+    }
+
+    #[test]
+    fn espnet_weights_have_the_deviation_of_their_inputs_and_biases_are_zero() {
+        let values = initial_values(&spec("proj.weight", Role::Weight), Scheme::Espnet, 1);
+        let mean_square = values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / values.len() as f64;
+        // Five standard errors of a mean square of n normal numbers: 5 sqrt(2 / n) = 2 %.
+        assert!((mean_square * 400.0 - 1.0).abs() < 0.021, "{mean_square}");
+        assert!(initial_values(&spec("bias", Role::Bias), Scheme::Espnet, 1).iter().all(|&x| x == 0.0));
+    }
+
+    #[test]
+    fn pytorch_values_fill_their_interval() {
+        for role in [Role::Weight, Role::Bias] {
+            let values = initial_values(&spec("x", role), Scheme::Pytorch, 1);
+            let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            assert!(largest <= 0.05 && largest > 0.0499, "{largest}");
+        }
+    }
+
+    #[test]
+    fn values_depend_on_seed_and_name_alone() {
+        let values = |name, seed| initial_values(&spec(name, Role::Weight), Scheme::Espnet, seed);
+        assert_eq!(values("a", 1), values("a", 1));
+        assert_ne!(values("a", 1), values("b", 1));
+        assert_ne!(values("a", 1), values("a", 2));
+    }
+}

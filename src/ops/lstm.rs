@@ -1,0 +1,232 @@
+//! A layer of LSTM over whole sequences, in one or both directions (Hochreiter and Schmidhuber, 1997, with forget gates), as
+//! PyTorch defines it: gate order i, f, g, o, two biases, zero initial state. The reverse direction starts at each sequence's own end.
+//!
+//! ```text
+//! i, f, o = sigmoid(x W_ih^T + b_ih + h' W_hh^T + b_hh)    g = tanh(likewise)    c = f c' + i g    h = o tanh(c)
+//! ```
+//!
+//! The input projections of all steps are one product before the recurrence, the weight gradients products after it.
+
+use crate::backend::cpu;
+use crate::backend::cpu::matmul::{Matrix, column_sums, matmul};
+use crate::device::{Category, Device};
+use crate::error::{Error, Result};
+use crate::ops::sequences::Sequences;
+use crate::ops::{expect_shape, matrix};
+use crate::tape::{Backward, Place, Tape, Var};
+use crate::tensor::Tensor;
+
+/// The parameters of one direction; H hidden units, C inputs.
+#[derive(Debug, Clone)]
+pub struct Direction {
+    /// `[4H, C]`
+    pub input_weight: Var,
+    /// `[4H, H]`
+    pub recurrent_weight: Var,
+    /// `[4H]`
+    pub input_bias: Var,
+    /// `[4H]`
+    pub recurrent_bias: Var,
+}
+
+/// What backward keeps of one direction.
+struct Kept {
+    /// Gate activations, `[R, 4H]`; backward overwrites them with the gradients before the activations.
+    gates: Tensor,
+    /// `[R, H]`
+    cells: Tensor,
+    /// The sum of both biases, `[4H]`; forward alone reads it.
+    bias: Vec<f32>,
+    recurrent_weight: Tensor,
+    /// Only if the gradient of the input is wanted.
+    input_weight: Option<Tensor>,
+    input_weight_place: Option<Place>,
+    recurrent_weight_place: Option<Place>,
+    bias_places: [Option<Place>; 2],
+}
+
+/// `x: [R, C]` packed as `sequences`; gives `[R, D * H]`: the forward direction's hidden states, then the reverse one's.
+///
+/// Backward keeps gate activations, cells and recurrent weights; the input only if an input weight is trainable, the output only if a
+/// recurrent weight is. If no gradient is wanted it keeps nothing.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direction]) -> Result<Var> {
+    let (hidden, inputs) = check_shapes(x, sequences, directions)?;
+    let rows = sequences.rows();
+    let device = tape.device().clone();
+    let mut output = Tensor::uninitialized(&device, &[rows, directions.len() * hidden], Category::Activation);
+    let mut kept = Vec::with_capacity(directions.len());
+    for direction in directions {
+        let mut gates = Tensor::uninitialized(&device, &[rows, 4 * hidden], Category::Activation);
+        device.count_operations((2 * rows * inputs * 4 * hidden) as u64);
+        if device.computes() {
+            let weight = Matrix::rows(direction.input_weight.tensor().data(), inputs).transposed();
+            let x = Matrix::rows(x.tensor().data(), inputs);
+            matmul(rows, 4 * hidden, inputs, x, weight, gates.data_mut(), 4 * hidden, false);
+        }
+        let biases = direction.input_bias.tensor().data().iter().zip(direction.recurrent_bias.tensor().data());
+        let cells = Tensor::uninitialized(&device, &[rows, hidden], Category::Activation);
+        kept.push(Kept {
+            gates,
+            cells,
+            bias: biases.map(|(a, b)| a + b).collect(),
+            recurrent_weight: direction.recurrent_weight.tensor().clone(),
+            input_weight: tape.wants(x).map(|_| direction.input_weight.tensor().clone()),
+            input_weight_place: tape.wants(&direction.input_weight),
+            recurrent_weight_place: tape.wants(&direction.recurrent_weight),
+            bias_places: [tape.wants(&direction.input_bias), tape.wants(&direction.recurrent_bias)],
+        });
+    }
+    device.count_operations(recurrent_operations(rows, hidden, directions.len()));
+    let sizes = Sizes { hidden, inputs, sequences: sequences.clone() };
+    let mut packed = packed_weights(&device, hidden, directions.len());
+    if device.computes() {
+        let mut operands = Vec::with_capacity(kept.len());
+        for ((kept, packed), direction) in kept.iter_mut().zip(&mut packed).zip(directions) {
+            cpu::lstm::pack_forward(direction.recurrent_weight.tensor().data(), hidden, packed.data_mut());
+            operands.push(cpu::lstm::Forward {
+                weights: packed.data(),
+                bias: Some(&kept.bias),
+                gates: kept.gates.data_mut(),
+                cells: kept.cells.data_mut(),
+                initial: None,
+            });
+        }
+        cpu::lstm::forward(&sizes.shape(directions.len()), &mut operands, output.data_mut());
+    }
+    drop(packed);
+
+    let x_place = tape.wants(x);
+    let kept_x = kept.iter().any(|kept| kept.input_weight_place.is_some()).then(|| x.tensor().clone());
+    let kept_output = kept.iter().any(|kept| kept.recurrent_weight_place.is_some()).then(|| output.clone());
+    let variables: Vec<&Var> = std::iter::once(x).chain(directions.iter().flat_map(Direction::variables)).collect();
+    Ok(tape.record(&variables, output, move |gradient, backward| {
+        run_backward(gradient, backward, sizes, kept, x_place, kept_x, kept_output)
+    }))
+}
+
+impl Direction {
+    fn variables(&self) -> [&Var; 4] {
+        [&self.input_weight, &self.recurrent_weight, &self.input_bias, &self.recurrent_bias]
+    }
+}
+
+struct Sizes {
+    hidden: usize,
+    inputs: usize,
+    sequences: Sequences,
+}
+
+impl Sizes {
+    fn shape(&self, directions: usize) -> cpu::lstm::Shape<'_> {
+        cpu::lstm::Shape { hidden: self.hidden, directions, offsets: self.sequences.offsets() }
+    }
+}
+
+/// Room for the packed recurrent weights of every direction.
+fn packed_weights(device: &Device, hidden: usize, directions: usize) -> Vec<Tensor> {
+    let length = cpu::lstm::packed_length(hidden);
+    (0..directions).map(|_| Tensor::uninitialized(device, &[length], Category::Workspace)).collect()
+}
+
+fn recurrent_operations(rows: usize, hidden: usize, directions: usize) -> u64 {
+    (2 * rows * hidden * 4 * hidden * directions) as u64
+}
+
+fn check_shapes(x: &Var, sequences: &Sequences, directions: &[Direction]) -> Result<(usize, usize)> {
+    let (_, inputs) = matrix("lstm", "the input", x.shape())?;
+    expect_shape("lstm", "the input", x.shape(), &[sequences.rows(), inputs])?;
+    let Some(first) = directions.first().filter(|_| directions.len() <= 2) else {
+        return Err(Error::operation("lstm", format!("{} directions where one or two are needed", directions.len())));
+    };
+    let (_, hidden) = matrix("lstm", "the recurrent weight", first.recurrent_weight.shape())?;
+    for direction in directions {
+        expect_shape("lstm", "the input weight", direction.input_weight.shape(), &[4 * hidden, inputs])?;
+        expect_shape("lstm", "the recurrent weight", direction.recurrent_weight.shape(), &[4 * hidden, hidden])?;
+        expect_shape("lstm", "the input bias", direction.input_bias.shape(), &[4 * hidden])?;
+        expect_shape("lstm", "the recurrent bias", direction.recurrent_bias.shape(), &[4 * hidden])?;
+    }
+    Ok((hidden, inputs))
+}
+
+fn run_backward(
+    gradient: Tensor,
+    backward: &mut Backward<'_>,
+    sizes: Sizes,
+    mut kept: Vec<Kept>,
+    x_place: Option<Place>,
+    x: Option<Tensor>,
+    output: Option<Tensor>,
+) -> Result<()> {
+    let (hidden, inputs, count) = (sizes.hidden, sizes.inputs, kept.len());
+    let rows = sizes.sequences.rows();
+    let device = backward.device().clone();
+    device.count_operations(recurrent_operations(rows, hidden, count));
+    let mut packed = packed_weights(&device, hidden, count);
+    let states = [sizes.sequences.count(), hidden];
+    let mut cell_gradients: Vec<Tensor> =
+        (0..count).map(|_| Tensor::zeros(&device, &states, Category::Workspace)).collect();
+    if device.computes() {
+        let mut operands = Vec::with_capacity(count);
+        for ((kept, packed), cell_gradient) in kept.iter_mut().zip(&mut packed).zip(&mut cell_gradients) {
+            cpu::lstm::pack_backward(kept.recurrent_weight.data(), hidden, packed.data_mut());
+            operands.push(cpu::lstm::Backward {
+                weights: packed.data(),
+                gates: kept.gates.data_mut(),
+                cells: kept.cells.data(),
+                initial: None,
+                cell_gradient: cell_gradient.data_mut(),
+                final_hidden_gradient: None,
+                initial_hidden_gradient: None,
+            });
+        }
+        cpu::lstm::backward(&sizes.shape(count), &mut operands, gradient.data());
+    }
+    drop((packed, cell_gradients, gradient));
+
+    for (index, kept) in kept.into_iter().enumerate() {
+        drop(kept.cells);
+        let gates = kept.gates;
+        if let Some(place) = kept.recurrent_weight_place {
+            let output = output.as_ref().expect("kept because a recurrent weight is trainable");
+            device.count_operations(recurrent_operations(rows, hidden, 1));
+            let mut previous = Tensor::uninitialized(&device, &[rows, hidden], Category::Workspace);
+            let sink = backward.sink(place);
+            if device.computes() {
+                let shape = sizes.shape(count);
+                cpu::lstm::previous_hidden(&shape, index, output.data(), None, previous.data_mut());
+                let (gates, previous) = (Matrix::rows(gates.data(), 4 * hidden), Matrix::rows(previous.data(), hidden));
+                let sum = sink.tensor.data_mut();
+                matmul(4 * hidden, hidden, rows, gates.transposed(), previous, sum, hidden, sink.add);
+            }
+        }
+        if let Some(place) = kept.input_weight_place {
+            let x = x.as_ref().expect("kept because an input weight is trainable");
+            device.count_operations((2 * rows * inputs * 4 * hidden) as u64);
+            let sink = backward.sink(place);
+            if device.computes() {
+                let (gates, x) = (Matrix::rows(gates.data(), 4 * hidden), Matrix::rows(x.data(), inputs));
+                let sum = sink.tensor.data_mut();
+                matmul(4 * hidden, inputs, rows, gates.transposed(), x, sum, inputs, sink.add);
+            }
+        }
+        for place in kept.bias_places.into_iter().flatten() {
+            let sink = backward.sink(place);
+            if device.computes() {
+                column_sums(gates.data(), rows, 4 * hidden, sink.tensor.data_mut(), sink.add);
+            }
+        }
+        if let (Some(place), Some(weight)) = (x_place, kept.input_weight) {
+            device.count_operations((2 * rows * inputs * 4 * hidden) as u64);
+            let sink = backward.sink(place);
+            if device.computes() {
+                let (gates, weight) = (Matrix::rows(gates.data(), 4 * hidden), Matrix::rows(weight.data(), inputs));
+                let sum = sink.tensor.data_mut();
+                matmul(rows, inputs, 4 * hidden, gates, weight, sum, inputs, sink.add);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! The data of a run, as its recipe names it: training, validation and test sets, tokens, normalisation, feature options.
+
+use crate::audio::{FeatureExtractor, FeatureOptions};
+use crate::data::batch::BatchLimits;
+use crate::data::cmvn::{Cmvn, Normalization};
+use crate::data::kaldi::{DataFolder, Source};
+use crate::data::speech::{FeatureMatrix, SpeechData};
+use crate::data::subset::Subset;
+use crate::data::tokens::{TokenList, Unit};
+use crate::error::{Error, Result};
+use crate::recipe::{self, Batch, DataKind, Recipe, Tokens};
+use crate::train::run_folder::{self, RunFolder};
+use std::path::Path;
+use std::sync::Arc;
+
+/// What belongs to a model beside its weights: without it, nothing can be recognised.
+#[derive(Debug, Clone)]
+pub struct Frontend {
+    pub tokens: TokenList,
+    pub normalization: Normalization,
+    /// None if the data folder does not say how its features were made: then audio cannot be transcribed.
+    pub features: Option<FeatureOptions>,
+}
+
+pub struct Corpus {
+    pub train: Arc<SpeechData>,
+    pub valid: Arc<SpeechData>,
+    pub test: Option<Arc<SpeechData>>,
+    pub frontend: Frontend,
+    pub limits: BatchLimits,
+}
+
+impl Corpus {
+    /// Opens what the recipe names. A run that goes on, or that takes its classifier from another run, brings that run's `frontend`; its
+    /// normalisation is replaced by a new one only if the recipe asks for one.
+    ///
+    /// # Errors
+    /// Data that is missing, inconsistent, or not what the token list and the feature options say.
+    pub fn open(recipe: &Recipe, frontend: Option<Frontend>, keep_normalization: bool) -> Result<Self> {
+        let data = &recipe.data;
+        if data.kind != DataKind::Speech {
+            return Err(Error::key("data.kind", "\"text\" has no model to train yet").remedy("Use kind = \"speech\""));
+        }
+        let Batch::Speech { utterances, max_frames, max_labels } = recipe.batch else {
+            return Err(
+                Error::key("batch", "has no limits for speech").remedy("Give utterances, max_frames, max_labels")
+            );
+        };
+        let folder = DataFolder::open(&data.train)?;
+        let tokens = match (&frontend, &data.token_list) {
+            (Some(frontend), _) => frontend.tokens.clone(),
+            (None, Some(path)) => TokenList::load(unit(data.tokens)?, path)?,
+            (None, None) => TokenList::from_transcripts(unit(data.tokens)?, folder.transcripts())?,
+        };
+        let features = match frontend.as_ref().and_then(|frontend| frontend.features.clone()) {
+            Some(features) => Some(features),
+            None => feature_options(recipe, &folder)?,
+        };
+        let subset = subset(&data.subset);
+        let mut train = open_set(folder, &tokens, subset.as_ref(), features.as_ref())?;
+        let normalization = match frontend {
+            Some(frontend) if keep_normalization => frontend.normalization,
+            _ => match data.cmvn {
+                recipe::Cmvn::Global => Normalization::Global(train.global_cmvn()?),
+                recipe::Cmvn::Utterance => Normalization::Utterance,
+                recipe::Cmvn::None | recipe::Cmvn::Classifier => Normalization::None,
+            },
+        };
+        train.normalize(normalization.clone())?;
+        let train = Arc::new(train);
+        let frontend = Frontend { tokens, normalization, features };
+        let held_out = |path: &Path| frontend.open_set(path).map(Arc::new);
+        let valid = match &data.valid {
+            Some(path) => held_out(path)?,
+            None => Arc::clone(&train),
+        };
+        let test = data.test.as_deref().map(held_out).transpose()?;
+        for set in [Some(&valid), test.as_ref()].into_iter().flatten() {
+            check_dimension(set, &train)?;
+        }
+        let limits = BatchLimits { utterances, max_frames, max_labels };
+        Ok(Corpus { train, valid, test, frontend, limits })
+    }
+}
+
+impl Frontend {
+    /// Opens a data folder as the model needs it.
+    ///
+    /// # Errors
+    /// Those of [`DataFolder::open`] and [`SpeechData::open`].
+    pub fn open_set(&self, path: &Path) -> Result<SpeechData> {
+        let mut data = open_set(DataFolder::open(path)?, &self.tokens, None, self.features.as_ref())?;
+        data.normalize(self.normalization.clone())?;
+        Ok(data)
+    }
+
+    /// Reads what a run keeps of it.
+    ///
+    /// # Errors
+    /// A file of the run that is missing or damaged.
+    pub fn of_run(folder: &RunFolder, recipe: &Recipe) -> Result<Self> {
+        let path = |name: &str| folder.path().join(name);
+        let tokens = TokenList::load(unit(recipe.data.tokens)?, path(run_folder::TOKENS))?;
+        let normalization = match recipe.data.cmvn {
+            _ if path(run_folder::CMVN).is_file() => Normalization::Global(Cmvn::load(path(run_folder::CMVN))?),
+            recipe::Cmvn::Utterance => Normalization::Utterance,
+            // A classifier's run without statistics left none.
+            recipe::Cmvn::None | recipe::Cmvn::Classifier => Normalization::None,
+            recipe::Cmvn::Global => {
+                return Err(Error::file(
+                    path(run_folder::CMVN),
+                    "is missing, but the run's features are normalised with it",
+                )
+                .remedy("Copy the whole run folder, or train again"));
+            }
+        };
+        let features = path(run_folder::FEATURES);
+        let features = if features.is_file() { Some(FeatureOptions::read(&features)?) } else { None };
+        Ok(Frontend { tokens, normalization, features })
+    }
+
+    /// The statistics that a run keeps.
+    pub fn cmvn(&self) -> Option<&Cmvn> {
+        match &self.normalization {
+            Normalization::Global(cmvn) => Some(cmvn),
+            Normalization::Utterance | Normalization::None => None,
+        }
+    }
+}
+
+fn unit(tokens: Tokens) -> Result<Unit> {
+    Unit::parse(match tokens {
+        Tokens::Char => "char",
+        Tokens::Word => "word",
+        Tokens::Bpe => "bpe",
+    })
+}
+
+fn subset(subset: &recipe::Subset) -> Option<Subset> {
+    let recipe::Subset { fraction, seed, nested, complement_of } = *subset;
+    let all = fraction == 1.0 && complement_of == 0.0;
+    let complement_of = (complement_of > 0.0).then_some(complement_of);
+    (!all).then_some(Subset { fraction, seed, nested, complement_of })
+}
+
+/// From the `features.toml` beside the features, if it is there; else from the recipe, whose folder then has audio.
+fn feature_options(recipe: &Recipe, folder: &DataFolder) -> Result<Option<FeatureOptions>> {
+    let path = folder.path.join(run_folder::FEATURES);
+    let is_given = !recipe.features.is_empty();
+    if !path.is_file() {
+        let is_audio = matches!(folder.source, Source::Audio(_));
+        return if is_given || is_audio { recipe.features_as().map(Some) } else { Ok(None) };
+    }
+    let made_with = FeatureOptions::read(&path)?;
+    if is_given {
+        let text = made_with.to_toml()?;
+        let found: toml::Table = toml::from_str(&text).map_err(|error| Error::file(&path, error.to_string()))?;
+        for (key, value) in &recipe.features {
+            if found.get(key).is_some_and(|found| found != value) {
+                let problem = format!("is {value} in the recipe, but {} says {}", path.display(), found[key]);
+                return Err(Error::key(format!("features.{key}"), problem)
+                    .remedy("Leave [features] out, or compute the features again with data-tools features"));
+            }
+        }
+    }
+    Ok(Some(made_with))
+}
+
+fn open_set(
+    folder: DataFolder,
+    tokens: &TokenList,
+    subset: Option<&Subset>,
+    features: Option<&FeatureOptions>,
+) -> Result<SpeechData> {
+    let Some(options) = features.filter(|_| matches!(folder.source, Source::Audio(_))) else {
+        return SpeechData::open(folder, tokens, subset, None);
+    };
+    let provider = |id: &str, path: &Path| {
+        let rate = match options.sample_frequency {
+            Some(rate) => rate as u32,
+            None => crate::audio::read_audio(path, None)?.sample_rate,
+        };
+        let features = FeatureExtractor::new(options, rate)?.compute_file(path, None, id)?;
+        Ok(FeatureMatrix { frames: features.frames, dimension: features.dimension, values: features.values })
+    };
+    SpeechData::open(folder, tokens, subset, Some(&provider))
+}
+
+fn check_dimension(set: &SpeechData, train: &SpeechData) -> Result<()> {
+    if set.dimension() == train.dimension() {
+        return Ok(());
+    }
+    let problem = format!(
+        "has features of {} numbers a frame, but the training set {} has {}",
+        set.dimension(),
+        train.path().display(),
+        train.dimension()
+    );
+    Err(Error::file(set.path(), problem).remedy("Compute both with the same options of data-tools features"))
+}

@@ -1,0 +1,145 @@
+//! A model on a device with its parameters: one training step, one evaluation of a batch. The trainer, the benchmark and the
+//! plan all run this, so what they say is about the same work.
+
+use crate::data::SpeechBatch;
+use crate::device::{Category, Device};
+use crate::error::Result;
+use crate::models::blstm_ctc::BlstmCtc;
+use crate::nn::{Parameters, Scheme};
+use crate::ops;
+use crate::ops::sequences::Sequences;
+use crate::random::MaskKey;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+use crate::train::updater::{Update, UpdateOptions, Updater};
+
+/// A batch of utterances, longest first.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pub sequences: Sequences,
+    /// `[R, C]` packed; may be empty on the device `plan`.
+    pub features: Vec<f32>,
+    pub labels: Vec<Vec<u32>>,
+}
+
+impl From<SpeechBatch> for Batch {
+    fn from(batch: SpeechBatch) -> Self {
+        let sequences = Sequences::new(&batch.lengths).expect("a batch is sorted and no utterance is empty");
+        Batch { sequences, features: batch.features, labels: batch.labels }
+    }
+}
+
+pub struct Learner {
+    device: Device,
+    model: BlstmCtc,
+    pub parameters: Parameters,
+    pub updater: Updater,
+}
+
+/// What a training step came to.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// -ln p(labels) of every utterance; 0 where it is infeasible.
+    pub losses: Vec<f64>,
+    pub feasible: Vec<bool>,
+    pub update: Update,
+    /// Bytes kept between forward and backward.
+    pub kept: u64,
+}
+
+/// What a batch evaluates to.
+pub struct Evaluation {
+    /// `[R', V]` packed as `sequences`.
+    pub logits: Tensor,
+    pub sequences: Sequences,
+    pub losses: Vec<f64>,
+    pub feasible: Vec<bool>,
+}
+
+impl Learner {
+    /// Every parameter has its initial value and is trainable.
+    pub fn new(device: &Device, model: BlstmCtc, scheme: Scheme, init_seed: u64, options: UpdateOptions) -> Self {
+        let parameters = Parameters::initialize(device, &model.structure().specs, scheme, init_seed);
+        Self::with_parameters(device, model, parameters, &[], options)
+    }
+
+    /// Freezes the groups with these indices; the others get gradient buffers and fresh optimiser state.
+    pub fn with_parameters(
+        device: &Device,
+        model: BlstmCtc,
+        mut parameters: Parameters,
+        frozen_groups: &[usize],
+        options: UpdateOptions,
+    ) -> Self {
+        let mut trainable = vec![true; parameters.len()];
+        for &group in frozen_groups {
+            trainable[model.structure().groups[group].parameters.clone()].fill(false);
+        }
+        parameters.set_trainable(device, trainable);
+        let updater = Updater::new(device, &parameters, options);
+        Learner { device: device.clone(), model, parameters, updater }
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn model(&self) -> &BlstmCtc {
+        &self.model
+    }
+
+    /// Forward, backward, clipping, optimiser. The loss is the sum over the utterances divided by their number, as in ESPnet.
+    ///
+    /// # Errors
+    /// If a batch does not fit the model.
+    pub fn train(&mut self, batch: &Batch, masks: &MaskKey) -> Result<Step> {
+        let mut tape = Tape::new(&self.device);
+        let features = self.upload(batch);
+        let (logits, sequences) =
+            self.model.forward(&mut tape, &self.parameters, &features, &batch.sequences, Some(masks))?;
+        drop(features);
+        let scale = 1.0 / batch.labels.len().max(1) as f32;
+        let output = ops::ctc::ctc(&mut tape, &logits, &sequences, &batch.labels, scale)?;
+        drop(logits);
+        let kept = self.device.ledger().live(Category::Activation);
+        self.parameters.gradients.clear();
+        tape.backward(&output.loss, 1.0, &mut self.parameters.gradients)?;
+        let update = if self.device.computes() {
+            self.updater.update(&mut self.parameters)
+        } else {
+            Update { gradient_norm: 0.0, non_finite: None }
+        };
+        Ok(Step { losses: output.losses, feasible: output.feasible, update, kept })
+    }
+
+    /// Logits and losses, without dropout and keeping nothing.
+    ///
+    /// # Errors
+    /// If a batch does not fit the model.
+    pub fn evaluate(&self, batch: &Batch) -> Result<Evaluation> {
+        let (logits, sequences) = self.logits(batch)?;
+        let mut tape = Tape::without_gradients(&self.device);
+        let output = ops::ctc::ctc(&mut tape, &Var::constant(logits.clone()), &sequences, &batch.labels, 1.0)?;
+        Ok(Evaluation { logits, sequences, losses: output.losses, feasible: output.feasible })
+    }
+
+    /// The logits of every kept frame, `[R', V]`, and how they are packed.
+    ///
+    /// # Errors
+    /// If a batch does not fit the model.
+    pub fn logits(&self, batch: &Batch) -> Result<(Tensor, Sequences)> {
+        let mut tape = Tape::without_gradients(&self.device);
+        let features = self.upload(batch);
+        let (logits, sequences) = self.model.forward(&mut tape, &self.parameters, &features, &batch.sequences, None)?;
+        Ok((logits.tensor().clone(), sequences))
+    }
+
+    fn upload(&self, batch: &Batch) -> Var {
+        let shape = [batch.sequences.rows(), self.model.sizes().inputs];
+        Var::constant(if self.device.computes() {
+            Tensor::from_vec(&self.device, &shape, batch.features.clone(), Category::Activation)
+        } else {
+            Tensor::uninitialized(&self.device, &shape, Category::Activation)
+        })
+    }
+}

@@ -1,0 +1,48 @@
+//! Where a stage stands: what its saved state holds beside the tensors.
+
+use crate::optim::EpsilonDecay;
+use crate::train::number;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Whole epochs, validation included.
+    pub epochs_done: usize,
+    /// Batches of the epoch after these that were trained on.
+    pub batch: usize,
+    /// Batches trained on since the stage began, skipped updates included: the counter of the dropout masks.
+    pub step: u32,
+    /// Updates made since the stage began.
+    pub updates: u64,
+    pub epsilon: Option<EpsilonDecay>,
+    /// Of the epoch that is under way.
+    pub sums: EpochSums,
+    pub best: Option<Best>,
+    pub epochs_without_improvement: usize,
+    /// Bytes, for the largest batch so far.
+    pub kept_activations: u64,
+    /// Training and validation, since the stage began.
+    pub seconds: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    pub epoch: usize,
+    /// Of the training criterion.
+    #[serde(with = "number::float")]
+    pub value: f64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochSums {
+    #[serde(with = "number::float")]
+    pub loss: f64,
+    /// Those with a loss.
+    pub utterances: u64,
+    #[serde(with = "number::float")]
+    pub gradient_norm: f64,
+    pub updates: u64,
+    pub skipped: u64,
+    pub infeasible: u64,
+    pub train_seconds: f64,
+}

@@ -1,0 +1,341 @@
+//! A run: the stages of a cascade, one after the other, as the strategy asks for them. Here, and only here, the cascade meets the trainer.
+
+use crate::cascade::{Next, Plan, PlanOptions, Results, Source, Stage, Strategy};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::models::blstm_ctc::{BlstmCtc, Sizes};
+use crate::recipe::{self, Model, Precision, Recipe};
+use crate::report::{self, RunData};
+use crate::train::checkpoint;
+use crate::train::corpus::{Corpus, Frontend};
+use crate::train::files::write_bytes;
+use crate::train::progress::Progress;
+use crate::train::record::{GroupRecord, RunResult, StageResult};
+use crate::train::run_folder::{RunFolder, StartFiles};
+use crate::train::signals::StopRequest;
+use crate::train::stage::{Session, StageStart, train_stage};
+use crate::train::weights::Weights;
+use crate::train::weights_reference::{WeightsReference, resolve_reference};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// Trains everything that the recipe asks for, in `folder`: a new one, or one that is resumed.
+///
+/// # Errors
+/// Bad data or recipe, a disk that cannot be written, or a signal; what was saved before is intact.
+pub fn train(
+    recipe: &Recipe,
+    folder: &RunFolder,
+    device: &Device,
+    progress: &RefCell<Progress>,
+    stop: &StopRequest,
+) -> Result<RunResult> {
+    check_precision(recipe, device)?;
+    let classifiers = classifiers(recipe)?;
+    let is_new = folder.recipe().is_err();
+    let (frontend, keep_normalization) = match classifiers.first() {
+        _ if !is_new => (Some(Frontend::of_run(folder, recipe)?), true),
+        Some(classifier) => {
+            let other = RunFolder::open(&classifier.run)?;
+            let other_recipe = recipe_of(&other)?;
+            (Some(Frontend::of_run(&other, &other_recipe)?), recipe.data.cmvn == recipe::Cmvn::Classifier)
+        }
+        None => (None, false),
+    };
+    if recipe.data.cmvn == recipe::Cmvn::Classifier && frontend.as_ref().is_some_and(|other| other.cmvn().is_none()) {
+        let problem = "is \"classifier\", but the classifier's run has no statistics over its training set";
+        return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
+    }
+    let corpus = Corpus::open(recipe, frontend, keep_normalization)?;
+    let model = model(recipe, &corpus)?;
+    for classifier in &classifiers {
+        check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;
+    }
+    if is_new {
+        write_start(recipe, folder, &corpus.frontend)?;
+    }
+    let mut run = Run::open(recipe, folder, device, &corpus, &model, classifiers)?;
+    run.save()?;
+    let session = Session {
+        device,
+        recipe,
+        model: &model,
+        train: &corpus.train,
+        valid: &corpus.valid,
+        test: corpus.test.as_ref(),
+        tokens: &corpus.frontend.tokens,
+        limits: corpus.limits,
+        folder,
+        progress,
+        stop,
+    };
+    while let Some(stage) = run.next_stage() {
+        run.train(&session, &stage)?;
+    }
+    run.result.finished = true;
+    run.save()?;
+    Ok(run.result)
+}
+
+/// The model that the recipe asks for on this data.
+///
+/// # Errors
+/// If the data has no frames to learn from.
+pub fn model(recipe: &Recipe, corpus: &Corpus) -> Result<BlstmCtc> {
+    Ok(model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len()))
+}
+
+/// The model that the recipe asks for, with so many features a frame and so many symbols.
+pub fn model_of_sizes(recipe: &Recipe, inputs: usize, symbols: usize) -> BlstmCtc {
+    let Model::BlstmCtc(sizes) = &recipe.model;
+    BlstmCtc::new(Sizes {
+        inputs,
+        units: sizes.units,
+        projection: sizes.projection,
+        subsample: sizes.subsample.clone(),
+        dropout: sizes.dropout,
+        symbols,
+    })
+}
+
+/// The recipe that a run keeps.
+///
+/// # Errors
+/// If it is missing or no recipe.
+pub fn recipe_of(folder: &RunFolder) -> Result<Recipe> {
+    let path = folder.path().join(crate::train::run_folder::RECIPE);
+    Recipe::load(path, &[])
+}
+
+/// The strategy of each seed, with its plan.
+///
+/// # Errors
+/// If the cascade does not fit the model.
+pub fn plans(recipe: &Recipe, groups: usize) -> Result<Vec<(u64, Plan)>> {
+    let cascade = &recipe.cascade;
+    let inner = match cascade.inner {
+        recipe::Inner::First => "first",
+        recipe::Inner::Always => "always",
+    };
+    let strategy = Strategy::from_recipe(strategy_name(cascade.strategy), inner, &cascade.compositions)?;
+    let plan = |&seed: &u64| {
+        let mut reinit_seeds = cascade.reinit_seeds.clone();
+        if reinit_seeds.is_empty() {
+            reinit_seeds.push(recipe.seeds_for(seed).reinit);
+        }
+        let options = PlanOptions {
+            seed,
+            several_seeds: recipe.seeds.len() > 1,
+            reinit_seeds,
+            external_classifiers: cascade.classifier_from.len(),
+            classifier_groups: cascade.classifier_groups,
+        };
+        Ok((seed, Plan::new(strategy.clone(), groups, options)?))
+    };
+    recipe.seeds.iter().map(plan).collect()
+}
+
+fn strategy_name(strategy: recipe::Strategy) -> &'static str {
+    match strategy {
+        recipe::Strategy::None => "none",
+        recipe::Strategy::Greedy => "greedy",
+        recipe::Strategy::CutSearch => "cut-search",
+        recipe::Strategy::Exhaustive => "exhaustive",
+        recipe::Strategy::Fixed => "fixed",
+        recipe::Strategy::FreezeBottom => "freeze-bottom",
+    }
+}
+
+struct Run<'a> {
+    recipe: &'a Recipe,
+    folder: &'a RunFolder,
+    plans: Vec<(u64, Plan)>,
+    classifiers: Vec<WeightsReference>,
+    result: RunResult,
+}
+
+impl<'a> Run<'a> {
+    fn open(
+        recipe: &'a Recipe,
+        folder: &'a RunFolder,
+        device: &Device,
+        corpus: &Corpus,
+        model: &BlstmCtc,
+        classifiers: Vec<WeightsReference>,
+    ) -> Result<Self> {
+        let structure = model.structure();
+        let group = |group: &crate::models::Group| GroupRecord {
+            name: group.name.clone(),
+            parameters: structure.count(group.parameters.clone()),
+        };
+        let before = folder.read_result()?;
+        let result = RunResult {
+            name: recipe.name.clone(),
+            model: format!("blstm-ctc, {} symbols", corpus.frontend.tokens.len()),
+            strategy: strategy_name(recipe.cascade.strategy).into(),
+            device: device.to_string(),
+            groups: structure.groups.iter().map(group).collect(),
+            stages: before.map(|before| before.stages).unwrap_or_default(),
+            best: None,
+            finished: false,
+        };
+        let plans = plans(recipe, structure.groups.len())?;
+        let run = Run { recipe, folder, plans, classifiers, result };
+        run.forget_what_no_state_knows()?;
+        Ok(run)
+    }
+
+    /// Cuts the log back to the epochs that a result or a saved state knows.
+    fn forget_what_no_state_knows(&self) -> Result<()> {
+        let mut known: BTreeMap<String, usize> = BTreeMap::new();
+        for stage in &self.result.stages {
+            known.insert(stage.stage.clone(), stage.epochs);
+            checkpoint::remove_state(&self.folder.stage(&stage.stage).path)?;
+        }
+        for (_, plan) in &self.plans {
+            for stage in plan.outline() {
+                let id = stage.id.to_string();
+                if known.contains_key(&id) {
+                    continue;
+                }
+                let state = checkpoint::load_state::<crate::train::position::Position>(&self.folder.stage(&id).path)?;
+                known.insert(id, state.map_or(0, |state| state.rest.epochs_done));
+            }
+        }
+        self.folder.cut_log(&known)
+    }
+
+    fn results(&self) -> Results {
+        let value = |stage: &StageResult| Some((stage.stage.parse().ok()?, stage.criterion_value));
+        self.result.stages.iter().filter_map(value).collect()
+    }
+
+    fn next_stage(&self) -> Option<(u64, Stage)> {
+        let results = self.results();
+        self.plans.iter().find_map(|(seed, plan)| match plan.next(&results) {
+            Next::Ready(stages) => stages.into_iter().next().map(|stage| (*seed, stage)),
+            Next::Finished { .. } => None,
+        })
+    }
+
+    fn train(&mut self, session: &Session<'_>, (seed, stage): &(u64, Stage)) -> Result<()> {
+        let (classifier, classifier_name) = self.classifier(stage)?;
+        let start =
+            StageStart { stage, seeds: self.recipe.seeds_for(*seed), classifier: classifier.as_ref(), classifier_name };
+        let result = train_stage(session, &start)?;
+        session.progress.borrow_mut().message(&stage_summary(&result));
+        self.result.stages.push(result);
+        self.save()?;
+        checkpoint::remove_state(&self.folder.stage(&stage.id.to_string()).path)
+    }
+
+    fn classifier(&self, stage: &Stage) -> Result<(Option<Weights>, Option<String>)> {
+        match &stage.source {
+            Source::Nothing => Ok((None, None)),
+            Source::Stage(id) => {
+                let id = id.to_string();
+                let weights = checkpoint::load_weights(self.folder.stage(&id).best())?;
+                Ok((Some(weights), Some(id)))
+            }
+            Source::External(index) => {
+                let reference = &self.classifiers[*index];
+                let weights = checkpoint::load_weights(reference.file())?;
+                Ok((Some(weights), Some(self.recipe.cascade.classifier_from[*index].to_string())))
+            }
+        }
+    }
+
+    /// Writes `result.json` and the report.
+    fn save(&mut self) -> Result<()> {
+        let results = self.results();
+        for stage in &mut self.result.stages {
+            let Ok(id) = stage.stage.parse() else { continue };
+            let judged = self.plans.iter().find_map(|(_, plan)| plan.accepted(&id, &results));
+            stage.accepted = judged.unwrap_or(true);
+        }
+        let bests = self.plans.iter().filter_map(|(_, plan)| plan.best(&results));
+        let best = bests.filter_map(|id| results.get(&id).map(|value| (id, value)));
+        self.result.best = crate::cascade::best(best).map(|id| id.to_string());
+        self.folder.write_result(&self.result)?;
+        write_report(self.folder)
+    }
+}
+
+/// Draws the run's report anew from its records.
+///
+/// # Errors
+/// If the folder cannot be read or written.
+pub fn write_report(folder: &RunFolder) -> Result<()> {
+    let Some(data) = run_data(folder)? else { return Ok(()) };
+    write_bytes(folder.report(), report::render(&[data]))
+}
+
+/// What the report needs of a run; nothing before its first stage has begun.
+///
+/// # Errors
+/// If the records cannot be read.
+pub fn run_data(folder: &RunFolder) -> Result<Option<RunData>> {
+    let result = folder.read_result()?;
+    let epochs = folder.read_log()?;
+    Ok(result.map(|result| RunData { result, epochs, path: folder.path().display().to_string() }))
+}
+
+/// A line for people about a finished stage.
+fn stage_summary(result: &StageResult) -> String {
+    let percent = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2} %"));
+    let mut line = format!(
+        "{}: best epoch {} of {}, valid loss {:.3}, CER {}",
+        result.title,
+        result.best_epoch,
+        result.epochs,
+        result.valid.loss,
+        percent(result.valid.cer)
+    );
+    if let Some(test) = &result.test {
+        line.push_str(&format!(", test CER {}", percent(test.cer)));
+    }
+    line
+}
+
+fn check_precision(recipe: &Recipe, device: &Device) -> Result<()> {
+    if recipe.training.precision == Precision::F32 {
+        return Ok(());
+    }
+    let problem = format!("only \"f32\" is computed on {device}");
+    Err(Error::key("training.precision", problem).remedy("Use precision = \"f32\""))
+}
+
+fn classifiers(recipe: &Recipe) -> Result<Vec<WeightsReference>> {
+    recipe.cascade.classifier_from.iter().map(|source| resolve_reference(&source.path, source.epoch)).collect()
+}
+
+/// The frozen groups must have the tokens and the shapes of the model that they go into.
+fn check_classifier(reference: &WeightsReference, corpus: &Corpus, model: &BlstmCtc, groups: usize) -> Result<()> {
+    let folder = RunFolder::open(&reference.run)?;
+    let tokens = Frontend::of_run(&folder, &recipe_of(&folder)?)?.tokens;
+    if tokens.symbols() != corpus.frontend.tokens.symbols() {
+        return Err(Error::key(
+            "cascade.classifier_from",
+            format!("{} has another token list than the other classifiers", reference.run.display()),
+        )
+        .remedy("Take classifiers from runs with the same tokens.txt"));
+    }
+    let weights = checkpoint::load_weights(reference.file())?;
+    let structure = model.structure();
+    let frozen = structure.groups.iter().rev().take(groups).flat_map(|group| group.parameters.clone());
+    for spec in frozen.map(|index| &structure.specs[index]) {
+        weights.get(&spec.name, &spec.shape)?;
+    }
+    Ok(())
+}
+
+fn write_start(recipe: &Recipe, folder: &RunFolder, frontend: &Frontend) -> Result<()> {
+    let features = frontend.features.as_ref().map(|features| features.to_toml()).transpose()?;
+    let cmvn = frontend.cmvn().map(|cmvn| cmvn.to_bytes()).transpose()?;
+    folder.write_start(&StartFiles {
+        recipe: &recipe.filled()?,
+        tokens: Some(&frontend.tokens.to_text()),
+        features: features.as_deref(),
+        cmvn: cmvn.as_deref(),
+    })
+}

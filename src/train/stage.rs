@@ -1,0 +1,515 @@
+//! One stage: a training run with some groups frozen, from its first batch or from a saved state, to its result.
+
+use crate::cascade::Stage;
+use crate::data::batch::BatchLimits;
+use crate::data::speech::SpeechData;
+use crate::data::tokens::TokenList;
+use crate::device::{Category, Device};
+use crate::error::{Error, Result, Subject};
+use crate::models::blstm_ctc::BlstmCtc;
+use crate::nn::{Parameters, Scheme};
+use crate::random::{MaskKey, derive};
+use crate::recipe::{Criterion, Keep, Model, Recipe, Seeds};
+use crate::score::trn;
+use crate::train::checkpoint::{self, Content, NamedTensor, Part, State};
+use crate::train::evaluate::{Decoder, Evaluated, evaluate};
+use crate::train::learner::{Batch, Learner};
+use crate::train::position::{Best, Position};
+use crate::train::progress::{EpochPlan, Progress, Unit};
+use crate::train::record::{EpochRecord, LayerMovement, MemoryRecord, Scores, StageResult};
+use crate::train::run_folder::{RunFolder, StageFolder};
+use crate::train::signals::{StopRequest, stopped_by};
+use crate::train::tensorboard::{TensorBoard, wall_time};
+use crate::train::updater::UpdateOptions;
+use crate::train::weights::Weights;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How many decoded utterances a result keeps for the report.
+const SAMPLES: usize = 12;
+
+/// What the stages of a run share.
+pub struct Session<'a> {
+    pub device: &'a Device,
+    pub recipe: &'a Recipe,
+    pub model: &'a BlstmCtc,
+    pub train: &'a Arc<SpeechData>,
+    pub valid: &'a Arc<SpeechData>,
+    pub test: Option<&'a Arc<SpeechData>>,
+    pub tokens: &'a TokenList,
+    pub limits: BatchLimits,
+    pub folder: &'a RunFolder,
+    pub progress: &'a RefCell<Progress>,
+    pub stop: &'a StopRequest,
+}
+
+/// A stage and where it starts.
+pub struct StageStart<'a> {
+    pub stage: &'a Stage,
+    pub seeds: Seeds,
+    /// Has the weights of the frozen groups; none for joint training.
+    pub classifier: Option<&'a Weights>,
+    /// What the result says about where the classifier is from.
+    pub classifier_name: Option<String>,
+}
+
+/// Trains a stage, going on from its saved state if there is one.
+///
+/// # Errors
+/// Bad data, a disk that cannot be written, or a signal: then the state has been saved first.
+pub fn train_stage(session: &Session<'_>, start: &StageStart<'_>) -> Result<StageResult> {
+    let mut run = StageRun::begin(session, start)?;
+    while !run.is_over() {
+        run.epoch()?;
+    }
+    run.finish()
+}
+
+struct StageRun<'a> {
+    session: &'a Session<'a>,
+    start: &'a StageStart<'a>,
+    id: String,
+    folder: StageFolder,
+    learner: Learner,
+    position: Position,
+    board: Option<TensorBoard>,
+    /// Values at the end of epoch 1, of the trainable parameters: what movement is measured from.
+    after_first_epoch: Option<Weights>,
+    best: Option<Weights>,
+    /// Utterances that were already reported as infeasible.
+    reported: BTreeSet<String>,
+    last_save: Instant,
+}
+
+impl<'a> StageRun<'a> {
+    fn begin(session: &'a Session<'a>, start: &'a StageStart<'a>) -> Result<Self> {
+        let id = start.stage.id.to_string();
+        let folder = session.folder.create_stage(&id)?;
+        session.device.ledger().reset_peaks();
+        let mut parameters = initial_parameters(session, start)?;
+        let state: Option<State<Position>> = checkpoint::load_state(&folder.path)?;
+        if let Some(state) = &state {
+            let weights = state.part("weights")?;
+            read_parameters(&mut parameters, weights, |_| true)?;
+        }
+        let options = update_options(session.recipe);
+        let mut learner =
+            Learner::with_parameters(session.device, session.model.clone(), parameters, &start.stage.frozen, options);
+        let mut run_parts = (None, None);
+        let position = match state {
+            None => Position::default(),
+            Some(state) => {
+                read_optimizer(&mut learner, state.part("optimizer")?)?;
+                learner.updater.updates = state.rest.updates;
+                if let Some(epsilon) = state.rest.epsilon {
+                    learner.updater.epsilon = epsilon;
+                }
+                let State { rest, mut parts } = state;
+                run_parts = (parts.remove("after-first-epoch"), parts.remove("best"));
+                rest
+            }
+        };
+        let board = match session.recipe.training.tensorboard {
+            true => Some(TensorBoard::create(folder.path.join("tensorboard"), position.epochs_done as u64 + 1)?),
+            false => None,
+        };
+        let mut run = StageRun {
+            session,
+            start,
+            id,
+            folder,
+            learner,
+            position,
+            board,
+            after_first_epoch: run_parts.0,
+            best: run_parts.1,
+            reported: BTreeSet::new(),
+            last_save: Instant::now(),
+        };
+        // What a crash between saving a state and naming its parts may have missed.
+        if run.position.epochs_done > 0 && run.position.batch == 0 {
+            run.publish()?;
+        }
+        Ok(run)
+    }
+
+    fn is_over(&self) -> bool {
+        let training = &self.session.recipe.training;
+        let Position { epochs_done, epochs_without_improvement, batch, .. } = self.position;
+        let patience_is_over = training.patience > 0 && epochs_without_improvement >= training.patience;
+        batch == 0 && (epochs_done >= training.max_epochs || patience_is_over)
+    }
+
+    /// The rest of the epoch, from the first batch that was not trained on yet, then validation and a saved state.
+    fn epoch(&mut self) -> Result<()> {
+        let epoch = self.position.epochs_done + 1;
+        let seed = derive(self.start.seeds.data, &self.id);
+        let batches = self.session.train.plan(self.session.limits)?.epoch(seed, epoch);
+        let first = self.position.batch;
+        let frames = |batches: &[Vec<usize>]| -> u64 {
+            batches.iter().flatten().map(|&index| self.session.train.utterances()[index].frames as u64).sum()
+        };
+        self.session.progress.borrow_mut().epoch(&EpochPlan {
+            stage_title: &self.start.stage.title,
+            epoch,
+            max_epochs: self.session.recipe.training.max_epochs,
+            batches: batches.len(),
+            batches_done: first,
+            frames: frames(&batches),
+            frames_done: frames(&batches[..first.min(batches.len())]),
+            unit: Unit::Utterances,
+        });
+        for batch in self.session.train.prefetch(batches.clone(), first)? {
+            let begin = Instant::now();
+            self.train_batch(batch?)?;
+            self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
+            if let Some(signal) = self.session.stop.signal() {
+                self.save(false, false)?;
+                let command = format!("headfirst train RECIPE --out {} --resume", self.session.folder.path().display());
+                return Err(stopped_by(signal, &command));
+            }
+            let minutes = self.session.recipe.training.save_minutes;
+            if minutes > 0.0 && self.last_save.elapsed().as_secs_f64() > 60.0 * minutes {
+                self.save(false, false)?;
+            }
+        }
+        self.end_epoch()
+    }
+
+    fn train_batch(&mut self, batch: crate::data::batch::SpeechBatch) -> Result<()> {
+        let ids = batch.ids.clone();
+        let frames: usize = batch.lengths.iter().sum();
+        let masks = MaskKey { seed: self.start.seeds.dropout, stage: self.id.clone(), step: self.position.step };
+        let step = self.learner.train(&Batch::from(batch), &masks)?;
+        let sums = &mut self.position.sums;
+        for (id, &feasible) in ids.iter().zip(&step.feasible) {
+            if !feasible {
+                sums.infeasible += 1;
+                if self.reported.insert(id.clone()) {
+                    self.session.progress.borrow_mut().message(&format!(
+                        "utterance {id}: its labels do not fit its frames after subsampling; it is left out of the gradient"
+                    ));
+                }
+            }
+        }
+        sums.loss += step.losses.iter().sum::<f64>();
+        sums.utterances += (ids.len() - step.feasible.iter().filter(|&&feasible| !feasible).count()) as u64;
+        match step.update.non_finite {
+            None => {
+                sums.gradient_norm += step.update.gradient_norm;
+                sums.updates += 1;
+            }
+            Some(parameter) => {
+                sums.skipped += 1;
+                let layer = &self.learner.parameters.specs()[parameter].name;
+                self.session.progress.borrow_mut().message(&format!(
+                    "update skipped: the gradient of {layer} is not finite; the batch is kept in skipped.jsonl: {}",
+                    ids.join(" ")
+                ));
+                self.session.folder.append_skipped(&self.id, self.position.step, layer, &ids)?;
+            }
+        }
+        self.position.kept_activations = self.position.kept_activations.max(step.kept);
+        self.position.step += 1;
+        self.position.batch += 1;
+        let mean = sums.loss / sums.utterances.max(1) as f64;
+        self.session.progress.borrow_mut().tick(mean, ids.len(), frames);
+        Ok(())
+    }
+
+    fn end_epoch(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        let evaluated = self.evaluate(self.session.valid, Decoder::Greedy)?;
+        let valid_seconds = begin.elapsed().as_secs_f64();
+        let scores = &evaluated.scores;
+        let judged = criterion_value(self.session.recipe.training.criterion, scores);
+        let position = &mut self.position;
+        let epoch = position.epochs_done + 1;
+        let is_best = position.best.as_ref().is_none_or(|best| judged < best.value || !best.value.is_finite());
+        let sums = std::mem::take(&mut position.sums);
+        let record = EpochRecord {
+            stage: self.id.clone(),
+            epoch,
+            train_loss: sums.loss / sums.utterances.max(1) as f64,
+            valid_loss: scores.loss,
+            valid_cer: scores.cer,
+            valid_wer: scores.wer,
+            valid_perplexity: None,
+            best: is_best,
+            step: u64::from(position.step),
+            learning_rate: self.learner.updater.learning_rate(),
+            gradient_norm: sums.gradient_norm / sums.updates.max(1) as f64,
+            skipped_updates: sums.skipped,
+            infeasible_utterances: sums.infeasible,
+            train_seconds: sums.train_seconds,
+            valid_seconds,
+        };
+        position.epochs_done = epoch;
+        position.batch = 0;
+        position.seconds += sums.train_seconds + valid_seconds;
+        if is_best {
+            position.best = Some(Best { epoch, value: judged });
+            position.epochs_without_improvement = 0;
+        } else {
+            position.epochs_without_improvement += 1;
+        }
+        let decayed = self.learner.updater.epsilon.after_validation(scores.loss);
+        if decayed && self.session.recipe.optimizer.epsilon_decay_restores_best && !is_best {
+            let best = self.best.as_ref().ok_or_else(|| Error::program("no best weights to go back to"))?;
+            read_parameters(&mut self.learner.parameters, best, |_| true)?;
+        }
+        self.session.progress.borrow_mut().finish_epoch(&record);
+        self.write_board(&record)?;
+        self.session.folder.append_log(&record)?;
+        self.save(is_best, epoch == 1)?;
+        self.publish()
+    }
+
+    fn evaluate(&self, data: &Arc<SpeechData>, decoder: Decoder) -> Result<Evaluated> {
+        let Session { tokens, limits, .. } = self.session;
+        evaluate(&self.learner, data, tokens, *limits, decoder, |_| ())
+    }
+
+    fn write_board(&mut self, record: &EpochRecord) -> Result<()> {
+        let Some(board) = &mut self.board else { return Ok(()) };
+        let scalars = [
+            ("loss/train", Some(record.train_loss)),
+            ("loss/valid", Some(record.valid_loss)),
+            ("cer/valid", record.valid_cer),
+            ("wer/valid", record.valid_wer),
+            ("gradient_norm", Some(record.gradient_norm)),
+        ];
+        for (tag, value) in scalars {
+            if let Some(value) = value {
+                board.scalar(tag, record.epoch as u64, wall_time(), value)?;
+            }
+        }
+        board.flush()
+    }
+
+    /// Saves where the stage stands. At the end of an epoch the weights may be the best so far, or those after the first one.
+    fn save(&mut self, is_best: bool, is_first: bool) -> Result<()> {
+        self.position.updates = self.learner.updater.updates;
+        self.position.epsilon = Some(self.learner.updater.epsilon);
+        let parameters = &self.learner.parameters;
+        let weights = named_parameters(parameters);
+        let states: Vec<(String, _)> = self.learner.updater.named_states(parameters).collect();
+        let optimizer: Vec<NamedTensor<'_>> = states
+            .iter()
+            .map(|(name, tensor)| NamedTensor { name, shape: tensor.shape(), data: tensor.data() })
+            .collect();
+        let tensors = |tensors| Content::Tensors { tensors, metadata: &[] };
+        let mut parts = vec![
+            Part { name: "weights", content: tensors(&weights) },
+            Part { name: "optimizer", content: tensors(&optimizer) },
+        ];
+        if is_best {
+            parts.push(Part { name: "best", content: Content::SameAs("weights") });
+        } else if self.best.is_some() {
+            parts.push(Part { name: "best", content: Content::Kept });
+        }
+        if is_first {
+            parts.push(Part { name: "after-first-epoch", content: Content::SameAs("weights") });
+        } else if self.after_first_epoch.is_some() {
+            parts.push(Part { name: "after-first-epoch", content: Content::Kept });
+        }
+        checkpoint::save_state(&self.folder.path, &parts, &self.position)?;
+        self.last_save = Instant::now();
+        Ok(())
+    }
+
+    /// Gives the parts of the state that was just saved at an epoch's end their lasting names, and maps those that are needed later.
+    fn publish(&mut self) -> Result<()> {
+        let epoch = self.position.epochs_done;
+        if self.position.best.as_ref().is_some_and(|best| best.epoch == epoch) {
+            checkpoint::publish_part(&self.folder.path, "best", &self.folder.best())?;
+            self.best = Some(checkpoint::load_weights(self.folder.best())?);
+        }
+        if self.session.recipe.training.keep == Keep::All {
+            checkpoint::publish_part(&self.folder.path, "weights", &self.folder.epoch(epoch))?;
+        }
+        if epoch == 1 {
+            let state: Option<State<Position>> = checkpoint::load_state(&self.folder.path)?;
+            self.after_first_epoch = state.and_then(|mut state| state.parts.remove("after-first-epoch"));
+        }
+        Ok(())
+    }
+
+    /// Scores the best weights, and says what the stage came to.
+    fn finish(mut self) -> Result<StageResult> {
+        let best = self.best.take().ok_or_else(|| {
+            Error::key("training.max_epochs", "the stage has no epoch").remedy("Train for at least one epoch")
+        })?;
+        read_parameters(&mut self.learner.parameters, &best, |_| true)?;
+        self.check_frozen()?;
+        let movement = self.movement(&best)?;
+        let valid = self.evaluate(self.session.valid, Decoder::Greedy)?;
+        self.write_trn("valid", &valid)?;
+        let test = self.session.test.map(|data| self.evaluate(data, Decoder::Greedy)).transpose()?;
+        if let Some(test) = &test {
+            self.write_trn("test", test)?;
+        }
+        let criterion = self.session.recipe.cascade.criterion;
+        let ledger = self.session.device.ledger();
+        let stage = self.start.stage;
+        Ok(StageResult {
+            stage: self.id.clone(),
+            title: stage.title.clone(),
+            frozen_groups: stage.frozen.clone(),
+            classifier_from: self.start.classifier_name.clone(),
+            seed: stage.reinit_seed.unwrap_or(self.start.seeds.init),
+            epochs: self.position.epochs_done,
+            best_epoch: self.position.best.as_ref().map_or(0, |best| best.epoch),
+            criterion: criterion_name(criterion).into(),
+            criterion_value: criterion_value(criterion, &valid.scores),
+            samples: valid.transcripts.iter().take(SAMPLES).cloned().collect(),
+            valid: valid.scores,
+            test: test.map(|test| test.scores),
+            accepted: true,
+            seconds: self.position.seconds,
+            memory: MemoryRecord {
+                parameters: ledger.live(Category::Parameter),
+                gradients: ledger.live(Category::Gradient),
+                optimizer_state: ledger.live(Category::OptimizerState),
+                kept_activations: self.position.kept_activations,
+                peak: ledger.peak_total(),
+                process_peak: process_peak(),
+            },
+            movement,
+        })
+    }
+
+    /// A frozen parameter never changes: this is what finds it if one did.
+    fn check_frozen(&self) -> Result<()> {
+        let Some(classifier) = self.start.classifier else { return Ok(()) };
+        let parameters = &self.learner.parameters;
+        for index in (0..parameters.len()).filter(|&index| !parameters.is_trainable(index)) {
+            let spec = &parameters.specs()[index];
+            let original = classifier.get(&spec.name, &spec.shape)?;
+            if !parameters.value(index).data().iter().zip(&*original).all(|(a, b)| a.to_bits() == b.to_bits()) {
+                let problem = format!("the frozen parameter {} has changed", spec.name);
+                return Err(Error::new(Subject::Stage(self.id.clone()), problem)
+                    .remedy("This is a fault of the program: please report it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn movement(&self, best: &Weights) -> Result<Vec<LayerMovement>> {
+        let Some(first) = &self.after_first_epoch else { return Ok(Vec::new()) };
+        let structure = self.session.model.structure();
+        let trained = |parameter: &usize| self.learner.parameters.is_trainable(*parameter);
+        let layers = structure.layers.iter().filter(|layer| layer.parameters.clone().any(|p| trained(&p)));
+        let of_layer = |layer: &crate::models::Layer| {
+            let mut sum = 0.0;
+            for spec in &structure.specs[layer.parameters.clone()] {
+                let (from, to) = (first.get(&spec.name, &spec.shape)?, best.get(&spec.name, &spec.shape)?);
+                sum += from.iter().zip(&*to).map(|(a, b)| f64::from((b - a).abs())).sum::<f64>();
+            }
+            Ok(LayerMovement { layer: layer.name.clone(), sum_absolute_change: sum })
+        };
+        layers.map(of_layer).collect()
+    }
+
+    fn write_trn(&self, set: &str, evaluated: &Evaluated) -> Result<()> {
+        for (path, hypothesis) in [(self.folder.hypotheses(set), true), (self.folder.references(set), false)] {
+            let lines = evaluated.transcripts.iter().map(|transcript| trn::Line {
+                text: if hypothesis { &transcript.hypothesis } else { &transcript.reference },
+                utterance: &transcript.utterance,
+            });
+            trn::write(&path, lines, trn::Unit::Words)?;
+        }
+        Ok(())
+    }
+}
+
+fn update_options(recipe: &Recipe) -> UpdateOptions {
+    let optimizer = &recipe.optimizer;
+    UpdateOptions {
+        method: optimizer.method,
+        learning_rate: optimizer.learning_rate,
+        epsilon: optimizer.epsilon,
+        epsilon_decay: optimizer.epsilon_decay,
+        weight_decay: optimizer.weight_decay,
+        clip: optimizer.clip,
+    }
+}
+
+/// New values for the trained groups, the classifier's for the frozen ones.
+fn initial_parameters(session: &Session<'_>, start: &StageStart<'_>) -> Result<Parameters> {
+    let structure = session.model.structure();
+    let seed = start.stage.reinit_seed.unwrap_or(start.seeds.init);
+    let scheme = model_scheme(session.recipe);
+    let mut parameters = Parameters::initialize(session.device, &structure.specs, scheme, seed);
+    if let Some(classifier) = start.classifier {
+        let frozen: BTreeSet<usize> =
+            start.stage.frozen.iter().flat_map(|&group| structure.groups[group].parameters.clone()).collect();
+        read_parameters(&mut parameters, classifier, |index| frozen.contains(&index))?;
+    }
+    Ok(parameters)
+}
+
+fn model_scheme(recipe: &Recipe) -> Scheme {
+    let Model::BlstmCtc(sizes) = &recipe.model;
+    sizes.init
+}
+
+fn read_parameters(parameters: &mut Parameters, weights: &Weights, which: impl Fn(usize) -> bool) -> Result<()> {
+    for index in (0..parameters.len()).filter(|&index| which(index)) {
+        let spec = parameters.specs()[index].clone();
+        weights.read_into(&spec.name, &spec.shape, parameters.value_mut(index))?;
+    }
+    Ok(())
+}
+
+fn read_optimizer(learner: &mut Learner, weights: &Weights) -> Result<()> {
+    let Learner { parameters, updater, .. } = learner;
+    for (name, tensor) in updater.named_states_mut(parameters) {
+        let shape = tensor.shape().to_vec();
+        weights.read_into(&name, &shape, tensor.data_mut())?;
+    }
+    Ok(())
+}
+
+fn named_parameters(parameters: &Parameters) -> Vec<NamedTensor<'_>> {
+    parameters
+        .specs()
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| NamedTensor { name: &spec.name, shape: &spec.shape, data: parameters.value(index).data() })
+        .collect()
+}
+
+pub fn criterion_name(criterion: Criterion) -> &'static str {
+    match criterion {
+        Criterion::Loss => "loss",
+        Criterion::Cer => "cer",
+        Criterion::Wer => "wer",
+        Criterion::Perplexity => "perplexity",
+    }
+}
+
+/// The value that is compared; infinity where the data has no such score.
+pub fn criterion_value(criterion: Criterion, scores: &Scores) -> f64 {
+    match criterion {
+        Criterion::Loss => Some(scores.loss),
+        Criterion::Cer => scores.cer,
+        Criterion::Wer => scores.wer,
+        Criterion::Perplexity => scores.perplexity,
+    }
+    .unwrap_or(f64::INFINITY)
+}
+
+/// The peak resident memory of this process, in bytes.
+pub fn process_peak() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: getrusage fills the structure it is given; zeroed bytes are a valid rusage even if it fails.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    // Linux counts in KiB.
+    usage.ru_maxrss as u64 * 1024
+}

@@ -1,0 +1,104 @@
+//! Turns gradients into an update: global norm, clipping, the optimiser and its state, which exists for trainable parameters only.
+
+use crate::device::{Category, Device};
+use crate::nn::Parameters;
+use crate::optim::{EpsilonDecay, Hyper, Method, clip_coefficient, gradient_norm};
+use crate::tensor::Tensor;
+
+/// What stays the same over a stage.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateOptions {
+    pub method: Method,
+    pub learning_rate: f64,
+    pub epsilon: f64,
+    /// ESPnet's factor on epsilon where validation got worse; 1: none.
+    pub epsilon_decay: f64,
+    pub weight_decay: f64,
+    /// The largest global gradient norm; 0: no limit.
+    pub clip: f64,
+}
+
+#[derive(Debug)]
+pub struct Updater {
+    options: UpdateOptions,
+    pub epsilon: EpsilonDecay,
+    /// The optimiser's buffers of every trainable parameter, with its index.
+    states: Vec<(usize, Vec<Tensor>)>,
+    /// Updates made since the stage began; skipped ones do not count.
+    pub updates: u64,
+}
+
+/// What one update came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// Before clipping.
+    pub gradient_norm: f64,
+    /// The parameter with the first gradient that is not finite: nothing was updated.
+    pub non_finite: Option<usize>,
+}
+
+impl Updater {
+    /// Fresh state for the trainable parameters.
+    pub fn new(device: &Device, parameters: &Parameters, options: UpdateOptions) -> Self {
+        let buffer = |index: usize| Tensor::zeros(device, &parameters.specs()[index].shape, Category::OptimizerState);
+        let buffers = |index| options.method.state_names().iter().map(|_| buffer(index)).collect();
+        Updater {
+            options,
+            epsilon: EpsilonDecay::new(options.epsilon, options.epsilon_decay),
+            states: parameters.trainable().map(|index| (index, buffers(index))).collect(),
+            updates: 0,
+        }
+    }
+
+    pub fn learning_rate(&self) -> f64 {
+        self.options.learning_rate
+    }
+
+    /// Moves every trainable parameter that has a gradient, unless a gradient is not finite.
+    pub fn update(&mut self, parameters: &mut Parameters) -> Update {
+        let written: Vec<usize> =
+            parameters.trainable().filter(|&index| parameters.gradients.get(index).is_some()).collect();
+        let gradients: Vec<&[f32]> =
+            written.iter().filter_map(|&index| parameters.gradients.get(index)).map(Tensor::data).collect();
+        let norm = gradient_norm(&gradients);
+        if let Some(first) = norm.first_non_finite {
+            return Update { gradient_norm: norm.norm, non_finite: Some(written[first]) };
+        }
+        self.updates += 1;
+        let hyper = Hyper {
+            learning_rate: self.options.learning_rate,
+            epsilon: self.epsilon.epsilon(),
+            weight_decay: self.options.weight_decay,
+            step: self.updates,
+            gradient_scale: clip_coefficient(norm.norm, self.options.clip),
+        };
+        for (index, buffers) in &mut self.states {
+            if let Some((value, gradient)) = parameters.value_and_gradient(*index) {
+                let mut buffers: Vec<&mut [f32]> = buffers.iter_mut().map(Tensor::data_mut).collect();
+                self.options.method.step(&hyper, value, gradient, &mut buffers);
+            }
+        }
+        Update { gradient_norm: norm.norm, non_finite: None }
+    }
+
+    /// Every buffer with its name, `PARAMETER.STATE`, for the resumable state.
+    pub fn named_states<'a>(&'a self, parameters: &'a Parameters) -> impl Iterator<Item = (String, &'a Tensor)> + 'a {
+        self.states.iter().flat_map(move |(index, buffers)| {
+            let names = self.options.method.state_names().iter().zip(buffers);
+            names.map(move |(name, buffer)| (format!("{}.{name}", parameters.specs()[*index].name), buffer))
+        })
+    }
+
+    /// The same, to be overwritten when a stage is resumed.
+    pub fn named_states_mut<'a>(
+        &'a mut self,
+        parameters: &'a Parameters,
+    ) -> impl Iterator<Item = (String, &'a mut Tensor)> + 'a {
+        let names = self.options.method.state_names();
+        self.states.iter_mut().flat_map(move |(index, buffers)| {
+            let index = *index;
+            let buffers = names.iter().zip(buffers);
+            buffers.map(move |(name, buffer)| (format!("{}.{name}", parameters.specs()[index].name), buffer))
+        })
+    }
+}
