@@ -89,7 +89,7 @@ fn decode(path: &Path, bytes: Vec<u8>, extension: &str) -> Result<Interleaved> {
     };
     decode_packets(path, format.as_mut(), decoder.as_mut(), track_id, &mut audio)?;
 
-    let present = if audio.channels == 0 { 0 } else { (audio.samples.len() / audio.channels) as u64 };
+    let present = audio.samples.len().checked_div(audio.channels).unwrap_or(0) as u64;
     // A FLAC stream may leave its length open (0).
     if let Some(said) = said.filter(|&said| said > present && said > 0) {
         return Err(truncated(path, said, present, "samples"));
@@ -209,5 +209,65 @@ pub(super) mod tests {
             bytes[4..8].copy_from_slice(&length.to_le_bytes());
             assert_eq!(decode_wav(path(), bytes).unwrap().samples, [7.0; 5000]);
         }
+    }
+
+    /// A FLAC file of 16-bit mono: verbatim blocks of 256 samples, with the checksums that the format asks for.
+    fn flac_bytes(rate: u32, samples: &[i16], said: u64, md5: [u8; 16]) -> Vec<u8> {
+        use symphonia::core::checksum::{Crc8Ccitt, Crc16Ansi};
+        use symphonia::core::io::Monitor;
+
+        const BLOCK: usize = 256;
+        let mut bytes = b"fLaC".to_vec();
+        bytes.extend_from_slice(&[0x80, 0, 0, 34]); // the last metadata block: stream information, 34 bytes
+        bytes.extend_from_slice(&[1, 0, 1, 0, 0, 0, 0, 0, 0, 0]); // blocks of 256 samples, sizes in bytes unknown
+        // Rate (20 bits), channels - 1 (3), bits - 1 (5), samples (36).
+        let information = u64::from(rate) << 44 | 15 << 36 | said;
+        bytes.extend_from_slice(&information.to_be_bytes());
+        bytes.extend_from_slice(&md5);
+        for (number, block) in samples.chunks(BLOCK).enumerate() {
+            assert!(block.len() == BLOCK && number < 128, "the header below says so");
+            // Sync code; block size 256, rate as in the stream information; mono, 16 bits; the block's number.
+            let mut frame = vec![0xff, 0xf8, 0x80, 0x08, number as u8];
+            let mut checksum = Crc8Ccitt::new(0);
+            checksum.process_buf_bytes(&frame);
+            frame.push(checksum.crc());
+            frame.push(0x02); // verbatim, no wasted bits
+            frame.extend(block.iter().flat_map(|sample| sample.to_be_bytes()));
+            let mut checksum = Crc16Ansi::new(0);
+            checksum.process_buf_bytes(&frame);
+            frame.extend_from_slice(&checksum.crc().to_be_bytes());
+            bytes.extend(frame);
+        }
+        bytes
+    }
+
+    fn md5(samples: &[i16]) -> [u8; 16] {
+        use symphonia::core::io::Monitor;
+        let mut md5 = symphonia::core::checksum::Md5::default();
+        samples.iter().for_each(|sample| md5.process_buf_bytes(&sample.to_le_bytes()));
+        md5.md5()
+    }
+
+    #[test]
+    fn flac_gives_its_samples() {
+        let samples: Vec<i16> = (0..1024).map(|index| (index * 61 % 4001 - 2000) as i16).collect();
+        let audio = decode_flac(path(), flac_bytes(8000, &samples, 1024, md5(&samples))).unwrap();
+        assert_eq!((audio.sample_rate, audio.channels), (8000, 1));
+        assert!(audio.samples.iter().zip(&samples).all(|(ours, sample)| *ours == f32::from(*sample)));
+        assert_eq!(audio.samples.len(), 1024);
+        // A length of 0 means that the encoder did not know it.
+        assert_eq!(decode_flac(path(), flac_bytes(8000, &samples, 0, md5(&samples))).unwrap().samples.len(), 1024);
+    }
+
+    #[test]
+    fn a_truncated_and_a_corrupt_flac_are_errors() {
+        let samples = [123; 1024];
+        let whole = flac_bytes(8000, &samples, 1024, md5(&samples));
+        // The last two bytes are a checksum, without which the samples are still whole.
+        for length in [whole.len() - 3, whole.len() - 600, 100, 42, 20] {
+            assert!(decode_flac(path(), whole[..length].to_vec()).is_err(), "{length} of {}", whole.len());
+        }
+        let text = decode_flac(path(), flac_bytes(8000, &samples, 1024, [7; 16])).err().unwrap().to_string();
+        assert!(text.contains("checksum"), "{text}");
     }
 }

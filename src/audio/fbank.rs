@@ -33,7 +33,7 @@ fn filters(options: &FeatureOptions, sample_rate: u32, padded: usize) -> Result<
     let lowest = mel(options.low_freq as f32);
     let width = (mel(high) - lowest) / (options.num_mel_bins + 1) as f32;
     let bin_width = rate / padded as f32;
-    let mut filters = Vec::with_capacity(options.num_mel_bins);
+    let mut filters = Vec::new();
     for index in 0..options.num_mel_bins {
         let [left, centre, right] = [0, 1, 2].map(|offset| lowest + (index + offset) as f32 * width);
         // The Nyquist bin belongs to no filter.
@@ -46,8 +46,12 @@ fn filters(options: &FeatureOptions, sample_rate: u32, padded: usize) -> Result<
             })
             .collect();
         let Some(&(first, _)) = weights.first() else {
-            return Err(Error::key("num_mel_bins", format!("with {} mel bins, bin {} is narrower than the {bin_width:.1} Hz between lines of the spectrum and stays empty", options.num_mel_bins, index + 1))
-                .remedy("Choose fewer mel bins, or a longer frame_length"));
+            let problem = format!(
+                "with {} mel bins, bin {} is narrower than the {bin_width:.1} Hz between lines of the spectrum",
+                options.num_mel_bins,
+                index + 1
+            );
+            return Err(Error::key("num_mel_bins", problem).remedy("Choose fewer mel bins, or a longer frame_length"));
         };
         filters.push(Filter { first, weights: weights.into_iter().map(|(_, weight)| weight).collect() });
     }

@@ -110,6 +110,11 @@ impl FeatureExtractor {
         if frames == 0 {
             return Err(too_short(samples.len(), self.sample_rate, &self.options));
         }
+        // Only samples far beyond 16 bits, in a file of floats, can do this.
+        if let Some(place) = values.iter().position(|value| !value.is_finite()) {
+            let problem = format!("frame {} has features that are not finite numbers", place / dimension);
+            return Err((problem, "Bring the recording to a common volume, for example with sox --norm IN OUT.wav"));
+        }
         Ok(Features { frames, dimension, values })
     }
 }
@@ -151,6 +156,13 @@ mod tests {
             let text = extractor.compute_file(&path, None, "a").unwrap_err().to_string();
             assert!(text.contains("short.wav") && text.contains("shorter than one window"), "{text}");
         }
+    }
+
+    #[test]
+    fn features_that_are_not_finite_are_an_error() {
+        let extractor = FeatureExtractor::new(&FeatureOptions::default(), 16000).unwrap();
+        let text = extractor.compute(&[0.0, 1e30].repeat(400), "loud").unwrap_err().to_string();
+        assert!(text.contains("loud") && text.contains("not finite"), "{text}");
     }
 
     #[test]

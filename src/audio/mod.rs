@@ -6,6 +6,7 @@
 //! | `sphere`, `containers` | NIST SPHERE; WAV and FLAC |
 //! | `resample` | another sample rate |
 //! | `options` | [`FeatureOptions`]: the `[features]` of a recipe, `features.toml`, the options of `data-tools` |
+//! | `validation` | which values of them are possible |
 //! | `window` | frames: how many, where they begin, their window |
 //! | `fbank` | log mel energies |
 //! | `pitch/` | Kaldi's pitch tracker and the features made of it |
@@ -21,6 +22,7 @@ pub mod reader;
 pub mod resample;
 pub mod sphere;
 pub mod synthesis;
+mod validation;
 pub mod window;
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ pub(super) struct Interleaved {
     pub samples: Vec<f32>,
 }
 
+/// Above it, a header is taken to be broken.
+const HIGHEST_RATE: u32 = 1_000_000;
+
 /// The remedy for a file of a kind that is not read.
 pub(super) const CONVERT: &str =
     "Convert it to 16-bit WAV or to FLAC, for example with sox IN OUT.wav or ffmpeg -i IN OUT.wav";
@@ -64,7 +67,7 @@ fn take_channel(path: &Path, audio: Interleaved, channel: Option<usize>) -> Resu
     if samples.is_empty() {
         return Err(Error::file(path, "the recording has a length of zero").remedy("Leave the utterance out"));
     }
-    if sample_rate == 0 || channels == 0 {
+    if !(1..=HIGHEST_RATE).contains(&sample_rate) || channels == 0 {
         let problem = format!("the header says {sample_rate} samples a second and {channels} channels");
         return Err(Error::file(path, problem).remedy(CONVERT));
     }
@@ -138,5 +141,31 @@ mod tests {
     #[test]
     fn a_recording_of_length_zero_is_an_error() {
         assert!(error_of(&wav_bytes(16000, 1, &[]), None).contains("length of zero"));
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+        #[test]
+        fn no_bytes_of_a_header_make_the_reader_panic(
+            kind in 0usize..4,
+            changes in proptest::collection::vec((0usize..80, proptest::prelude::any::<u8>()), 0..6),
+            length in 0usize..400,
+        ) {
+            let mut bytes = match kind {
+                0 => wav_bytes(16000, 1, &[5; 150]),
+                1 => wav_bytes(8000, 2, &[5; 150]),
+                2 => b"NIST_1A\n    128\nsample_rate -i 8000\nsample_n_bytes -i 1\nsample_coding -s4 ulaw\nchannel_count -i 1\nend_head\n".to_vec(),
+                _ => b"fLaC\x80\0\0\x22\x01\0\x01\0\0\0\0\0\0\0\x01\xf4\0\xf0\0\0\x04\0".to_vec(),
+            };
+            bytes.resize(344, 0x11);
+            for (place, value) in changes {
+                bytes[place] = value;
+            }
+            bytes.truncate(length);
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("recording");
+            fs::write(&path, bytes).unwrap();
+            let _ = read_audio(&path, Some(0));
+        }
     }
 }

@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 /// The length of the first two lines, which say where the samples begin.
 const PREAMBLE: usize = 16;
 
+/// More channels than any recording has: the header is broken.
+const MOST_CHANNELS: usize = 256;
+
 /// The fields of a header, by name.
 struct Header<'a> {
     path: &'a Path,
@@ -126,8 +129,8 @@ pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Interleaved> {
     let channels = header.integer("channel_count")?.unwrap_or(1);
     let sample_rate = u32::try_from(header.required("sample_rate")?)
         .map_err(|_| broken(path, "the SPHERE header's sample_rate is impossible"))?;
-    if channels == 0 {
-        return Err(broken(path, "the SPHERE header says channel_count = 0"));
+    if !(1..=MOST_CHANNELS).contains(&channels) {
+        return Err(broken(path, format!("the SPHERE header says channel_count = {channels}")));
     }
     let data = &bytes[header.length..];
     let frame_bytes = coding.bytes() * channels;
