@@ -38,7 +38,9 @@ fn errors(run: &RunView, stages: &Finished) -> String {
     let test_of = |result: &StageResult| result.test.as_ref().and_then(|test| run.criterion.of(test));
     let all = stages.iter().flat_map(|(_, result)| [Some(result.criterion_value), test_of(result)]).flatten();
     let full = all.filter(|value| value.is_finite()).fold(0.0, f64::max);
-    let baseline = run.baseline().map(|(_, result)| result.criterion_value).filter(|value| value.is_finite());
+    let baseline_of = |stage: &StageView| {
+        run.baseline_of(stage.seed()).map(|(_, result)| result.criterion_value).filter(|value| value.is_finite())
+    };
     let mut rows = String::new();
     for (stage, result) in stages {
         let mut bars =
@@ -52,7 +54,7 @@ fn errors(run: &RunView, stages: &Finished) -> String {
             ));
             text.push_str(&format!(" <small>test {}</small>", score(test)));
         }
-        if let Some(joint) = baseline {
+        if let Some(joint) = baseline_of(stage) {
             bars.push_str(&format!("<i class=\"mark\" style=\"left:{}\"></i>", width(joint, full)));
         }
         rows.push_str(&row(stage, &bars, &text));
@@ -62,7 +64,7 @@ fn errors(run: &RunView, stages: &Finished) -> String {
     } else {
         "validation"
     };
-    let mark = if baseline.is_some() { "; the line is joint training" } else { "" };
+    let mark = if rows.contains("class=\"mark\"") { "; the line is joint training" } else { "" };
     format!("<div class=\"panel\"><h4>Error <small>{name}{unit}, {thin}{mark}</small></h4>\n{rows}</div>\n")
 }
 

@@ -18,6 +18,8 @@ pub fn header(run: &RunView, among_others: bool) -> String {
     };
     let parameters: u64 = run.groups().iter().map(|group| group.parameters).sum();
     let time: f64 = result.stages.iter().map(|stage| stage.seconds).filter(|seconds| seconds.is_finite()).sum();
+    let mut seeds: Vec<String> = result.stages.iter().map(|stage| stage.seed.to_string()).collect();
+    seeds.dedup();
     let mut facts = vec![
         ("model", escape(&result.model)),
         ("strategy", escape(&result.strategy)),
@@ -25,6 +27,7 @@ pub fn header(run: &RunView, among_others: bool) -> String {
         ("layer groups", whole(run.groups().len() as u64)),
         ("parameters", count(parameters)),
         ("stages", whole(result.stages.len() as u64)),
+        (if seeds.len() == 1 { "seed" } else { "seeds" }, seeds.join(", ")),
         ("training time", seconds(time)),
     ];
     facts.retain(|(_, fact)| !fact.is_empty());
