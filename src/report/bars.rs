@@ -5,8 +5,11 @@ use crate::train::record::{MemoryRecord, StageResult};
 use super::html::{bytes, score, seconds, width};
 use super::view::{RunView, StageView};
 
-/// The parts of a stage's memory, in the order in which they are stacked; the classes are those of `style.css`.
-const PARTS: [(&str, &str, fn(&MemoryRecord) -> u64); 4] = [
+/// A part of a stage's memory: its class in `style.css`, its name, its bytes.
+type Part = (&'static str, &'static str, fn(&MemoryRecord) -> u64);
+
+/// In the order in which they are stacked.
+const PARTS: [Part; 4] = [
     ("m0", "parameters", |memory| memory.parameters),
     ("m1", "gradients", |memory| memory.gradients),
     ("m2", "optimiser state", |memory| memory.optimizer_state),

@@ -326,7 +326,7 @@ fn a_stage_in_training_has_its_curves_and_its_row() {
     data.epochs.extend(epochs("1-4", 4, 30.0));
     let page = render(&[data.clone()]);
     assert_whole(&page);
-    assert!(page.contains("unfinished: 1 stage so far") && page.contains("in training"));
+    assert!(page.contains("unfinished: 1 stage so far") && page.contains("in training") && page.contains("M(1,4)"));
     data.result.stages.clear();
     data.result.best = None;
     let page = render(&[data]);

@@ -183,11 +183,15 @@ impl<'a> RunView<'a> {
 }
 
 fn stage_view<'a>(id: &'a str, result: Option<&'a StageResult>, epochs: &'a [EpochRecord]) -> StageView<'a> {
-    let title = result.map_or(id, |result| if result.title.is_empty() { id } else { &result.title });
+    let parsed: Option<StageId> = id.parse().ok();
+    let title = match result {
+        Some(result) if !result.title.is_empty() => result.title.clone(),
+        _ => parsed.as_ref().map_or(id.to_string(), StageId::title),
+    };
     StageView {
         id,
-        parsed: id.parse().ok(),
-        title: escape(title),
+        parsed,
+        title: escape(&title),
         result,
         epochs: epochs.iter().filter(|epoch| epoch.stage == id).collect(),
         colour: String::new(),
