@@ -1,7 +1,5 @@
 //! Compositions: ordered sums of the number of layer groups, the papers' `M(i, j, ..., r)` (ICASSP 2021, section 4).
 
-use std::fmt;
-
 use crate::error::{Error, Result};
 
 /// The parts of an ordered sum, from the top of the network down. All parts but the last are frozen, one after the other; the
@@ -87,16 +85,6 @@ impl Composition {
     /// Whether the way to `self` leads through `other`: true for itself, its parent, its parent's parent, ...
     pub fn passes(&self, other: &Composition) -> bool {
         self.groups() == other.groups() && self.0.len() >= other.0.len() && self.0.starts_with(other.prefix())
-    }
-}
-
-impl fmt::Display for Composition {
-    /// The papers' notation: `M(1,1,3)`, or `joint`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.len() == 1 {
-            return write!(f, "joint");
-        }
-        write!(f, "M({})", self.0.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
     }
 }
 

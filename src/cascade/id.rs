@@ -64,6 +64,22 @@ impl StageId {
     pub fn plain(kind: StageKind) -> Self {
         StageId { kind, classifier: None, reinit: None, seed: None }
     }
+
+    /// For people: the papers' notation, with what tells the stage apart behind it. `M(1,4), reinit 7, seed 2`.
+    pub fn title(&self) -> String {
+        let mut title = match &self.kind {
+            StageKind::Joint => "joint".to_string(),
+            StageKind::Cut(parts) => format!("M({})", parts.iter().map(usize::to_string).collect::<Vec<_>>().join(",")),
+            StageKind::Bottom(_) => "freeze-bottom".to_string(),
+        };
+        let classifier = self.classifier.map(|number| number as u64);
+        for (word, number) in [("classifier", classifier), ("reinit", self.reinit), ("seed", self.seed)] {
+            if let Some(number) = number {
+                title.push_str(&format!(", {word} {number}"));
+            }
+        }
+        title
+    }
 }
 
 impl fmt::Display for StageId {
@@ -146,6 +162,7 @@ mod tests {
         let id = "1-1-3.reinit7.seed2".parse::<StageId>().expect("an id");
         assert_eq!(id.kind, StageKind::Cut(vec![1, 1, 3]));
         assert_eq!((id.classifier, id.reinit, id.seed), (None, Some(7), Some(2)));
+        assert_eq!(id.title(), "M(1,1,3), reinit 7, seed 2");
     }
 
     #[test]

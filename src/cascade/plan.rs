@@ -269,18 +269,8 @@ impl Plan {
         };
         let id = self.id(lane, kind);
         let reinit_seed = (*kind != StageKind::Joint).then_some(lane.reinit_seed);
-        Stage { title: title(&id, composition.as_ref()), id, composition, frozen, trained, source, reinit_seed }
+        Stage { title: id.title(), id, composition, frozen, trained, source, reinit_seed }
     }
-}
-
-fn title(id: &StageId, composition: Option<&Composition>) -> String {
-    let mut title = composition.map_or("freeze-bottom".to_string(), Composition::to_string);
-    for (word, number) in [("classifier", id.classifier.map(|n| n as u64)), ("reinit", id.reinit), ("seed", id.seed)] {
-        if let Some(number) = number {
-            title.push_str(&format!(", {word} {number}"));
-        }
-    }
-    title
 }
 
 fn below_external_classifier(groups: usize, classifier_groups: usize) -> Result<Composition> {

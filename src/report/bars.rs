@@ -5,8 +5,11 @@ use crate::train::record::{MemoryRecord, StageResult};
 use super::html::{bytes, score, seconds, width};
 use super::view::{RunView, StageView};
 
-/// The parts of a stage's memory, in the order in which they are stacked; the classes are those of `style.css`.
-const PARTS: [(&str, &str, fn(&MemoryRecord) -> u64); 4] = [
+/// A part of a stage's memory: its class in `style.css`, its name, its bytes.
+type Part = (&'static str, &'static str, fn(&MemoryRecord) -> u64);
+
+/// In the order in which they are stacked.
+const PARTS: [Part; 4] = [
     ("m0", "parameters", |memory| memory.parameters),
     ("m1", "gradients", |memory| memory.gradients),
     ("m2", "optimiser state", |memory| memory.optimizer_state),
@@ -38,7 +41,9 @@ fn errors(run: &RunView, stages: &Finished) -> String {
     let test_of = |result: &StageResult| result.test.as_ref().and_then(|test| run.criterion.of(test));
     let all = stages.iter().flat_map(|(_, result)| [Some(result.criterion_value), test_of(result)]).flatten();
     let full = all.filter(|value| value.is_finite()).fold(0.0, f64::max);
-    let baseline = run.baseline().map(|(_, result)| result.criterion_value).filter(|value| value.is_finite());
+    let baseline_of = |stage: &StageView| {
+        run.baseline_of(stage.seed()).map(|(_, result)| result.criterion_value).filter(|value| value.is_finite())
+    };
     let mut rows = String::new();
     for (stage, result) in stages {
         let mut bars =
@@ -52,7 +57,7 @@ fn errors(run: &RunView, stages: &Finished) -> String {
             ));
             text.push_str(&format!(" <small>test {}</small>", score(test)));
         }
-        if let Some(joint) = baseline {
+        if let Some(joint) = baseline_of(stage) {
             bars.push_str(&format!("<i class=\"mark\" style=\"left:{}\"></i>", width(joint, full)));
         }
         rows.push_str(&row(stage, &bars, &text));
@@ -62,7 +67,7 @@ fn errors(run: &RunView, stages: &Finished) -> String {
     } else {
         "validation"
     };
-    let mark = if baseline.is_some() { "; the line is joint training" } else { "" };
+    let mark = if rows.contains("class=\"mark\"") { "; the line is joint training" } else { "" };
     format!("<div class=\"panel\"><h4>Error <small>{name}{unit}, {thin}{mark}</small></h4>\n{rows}</div>\n")
 }
 

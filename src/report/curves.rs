@@ -14,6 +14,9 @@ const RIGHT: f64 = 14.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 42.0;
 
+/// More lines than these are too many to follow each.
+const MANY: usize = 8;
+
 /// A measure that an epoch may have.
 struct Measure {
     title: &'static str,
@@ -87,8 +90,14 @@ fn chart(stages: &[&StageView], measure: &Measure) -> Option<String> {
     let y = |value: f64| TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - scale.position(value));
 
     let mut svg = axes(&scale, last_epoch, &x, &y);
-    for stage in stages {
-        svg.push_str(&line(stage, measure, &x, &y));
+    // The best and the baseline are drawn last, over the others, and of many stages they alone are bold.
+    let stands_out = |stage: &&&StageView| stage.is_best || stage.is_baseline();
+    let weight = if stages.len() > MANY { " minor" } else { "" };
+    for stage in stages.iter().filter(|stage| !stands_out(stage)) {
+        svg.push_str(&line(stage, measure, weight, &x, &y));
+    }
+    for stage in stages.iter().filter(stands_out) {
+        svg.push_str(&line(stage, measure, "", &x, &y));
     }
     let logarithmic = if scale.logarithmic { " <small>logarithmic axis</small>" } else { "" };
     Some(format!(
@@ -127,7 +136,13 @@ fn axes(scale: &Scale, last_epoch: usize, x: &dyn Fn(usize) -> f64, y: &dyn Fn(f
 }
 
 /// A stage's line. Where a value is not finite the line is broken and a cross stands at the top.
-fn line(stage: &StageView, measure: &Measure, x: &dyn Fn(usize) -> f64, y: &dyn Fn(f64) -> f64) -> String {
+fn line(
+    stage: &StageView,
+    measure: &Measure,
+    weight: &str,
+    x: &dyn Fn(usize) -> f64,
+    y: &dyn Fn(f64) -> f64,
+) -> String {
     let (mut path, mut marks, mut pen_down) = (String::new(), String::new(), false);
     let best = stage
         .result
@@ -161,19 +176,18 @@ fn line(stage: &StageView, measure: &Measure, x: &dyn Fn(usize) -> f64, y: &dyn 
         }
     }
     format!(
-        "<path class=\"line {}\" stroke-dasharray=\"{}\" d=\"{path}\"><title>{}</title></path>{marks}\n",
+        "<path class=\"line {}{weight}\" stroke-dasharray=\"{}\" d=\"{path}\"><title>{}</title></path>{marks}\n",
         stage.colour, stage.dash, stage.title
     )
 }
 
 /// At most nine round epochs, the first among them.
 fn epoch_ticks(last: usize) -> Vec<usize> {
-    let mut step = 1;
-    for candidate in [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 5000, 10_000, 100_000, 1_000_000] {
-        step = candidate;
-        if last / candidate <= 8 {
-            break;
-        }
+    let mut step = 1usize;
+    while last / step > 8 {
+        // 1, 2, 5, 10, 20, ...
+        let leading = step / 10usize.pow(step.ilog10());
+        step = if leading == 2 { (step / 2).saturating_mul(5) } else { step.saturating_mul(2) };
     }
     let mut ticks: Vec<usize> = (1..=last / step).map(|index| index * step).collect();
     if ticks.first() != Some(&1) && (step <= last) {
@@ -304,5 +318,6 @@ mod tests {
         assert_eq!(epoch_ticks(5), [1, 2, 3, 4, 5]);
         assert_eq!(epoch_ticks(26), [1, 5, 10, 15, 20, 25]);
         assert_eq!(epoch_ticks(750), [1, 100, 200, 300, 400, 500, 600, 700]);
+        assert!(epoch_ticks(usize::MAX).len() <= 9, "a log that is nonsense must not fill the memory");
     }
 }

@@ -16,8 +16,10 @@ pub fn header(run: &RunView, among_others: bool) -> String {
         (false, 1) => ("open", "unfinished: 1 stage so far".to_string()),
         (false, many) => ("open", format!("unfinished: {many} stages so far")),
     };
-    let parameters: u64 = run.groups().iter().map(|group| group.parameters).sum();
+    let parameters = run.groups().iter().fold(0u64, |sum, group| sum.saturating_add(group.parameters));
     let time: f64 = result.stages.iter().map(|stage| stage.seconds).filter(|seconds| seconds.is_finite()).sum();
+    let mut seeds: Vec<String> = result.stages.iter().map(|stage| stage.seed.to_string()).collect();
+    seeds.dedup();
     let mut facts = vec![
         ("model", escape(&result.model)),
         ("strategy", escape(&result.strategy)),
@@ -25,6 +27,7 @@ pub fn header(run: &RunView, among_others: bool) -> String {
         ("layer groups", whole(run.groups().len() as u64)),
         ("parameters", count(parameters)),
         ("stages", whole(result.stages.len() as u64)),
+        (if seeds.len() == 1 { "seed" } else { "seeds" }, seeds.join(", ")),
         ("training time", seconds(time)),
     ];
     facts.retain(|(_, fact)| !fact.is_empty());
@@ -80,7 +83,7 @@ fn result_line(run: &RunView) -> String {
             let on_test = (joint_result.test.as_ref().and_then(|test| criterion.of(test)))
                 .zip(best_result.test.as_ref().and_then(|test| criterion.of(test)))
                 .and_then(|(joint, best)| gain(joint, best));
-            let change = change.map_or("no relative change".to_string(), |gain| relative(gain));
+            let change = change.map_or("no relative change".to_string(), relative);
             let on_test = on_test
                 .map_or(String::new(), |gain| format!("<span class=\"note\">on test: {}</span>", relative(gain)));
             format!(

@@ -12,6 +12,9 @@ const BOX_WIDTH: usize = 100;
 const BOX_HEIGHT: usize = 32;
 const BOX_GAP: usize = 7;
 const COLUMN_GAP: usize = 40;
+/// Of a card.
+const CARD_WIDTH: usize = 112;
+const CARD_BOX_HEIGHT: usize = 22;
 /// Left of the first column: the words "output" and "input".
 const GUTTER: usize = 56;
 /// Title and result above the boxes.
@@ -20,6 +23,8 @@ const HEAD: usize = 45;
 const VARIANT: usize = 14;
 /// The verdict below them.
 const FOOT: usize = 34;
+/// Of more stages than these, arrows would be a tangle: each stage is a card that says where its frozen groups come from.
+const MANY: usize = 8;
 /// Characters that fit a box beside the snowflake.
 const NAME_LENGTH: usize = 11;
 const TITLE_LENGTH: usize = 16;
@@ -36,21 +41,39 @@ pub fn section(run: &RunView) -> Option<String> {
     if run.groups().is_empty() || run.finished_stages().next().is_none() {
         return None;
     }
-    let mut html = "<p class=\"legend\"><span><i class=\"box trained\"></i>initialised anew and trained</span>\
-        <span><i class=\"box frozen\"><svg class=\"flake-icon\"><use href=\"#flake\"/></svg></i>frozen</span>\
-        <span><i class=\"line arrow\"></i>where the frozen weights come from</span></p>\n"
-        .to_string();
     let seeds = run.seeds();
+    let of_seed =
+        |seed: &Option<u64>| run.finished_stages().filter(|(stage, _)| stage.seed() == *seed).collect::<Vec<_>>();
+    let cards = seeds.iter().any(|seed| of_seed(seed).len() > MANY);
+    let nothing_frozen = run.finished_stages().all(|(_, result)| result.frozen_groups.is_empty());
+    let arrow = if cards || nothing_frozen {
+        ""
+    } else {
+        "<span><i class=\"line arrow\"></i>where the frozen weights come from</span>"
+    };
+    let mut html = format!(
+        "<p class=\"legend\"><span><i class=\"box trained\"></i>initialised anew and trained</span>\
+         <span><i class=\"box frozen\"><svg class=\"flake-icon\"><use href=\"#flake\"/></svg></i>frozen</span>{arrow}</p>\n"
+    );
     let pictures = seeds.iter().filter_map(|seed| {
-        let stages: Vec<_> = run.finished_stages().filter(|(stage, _)| stage.seed() == *seed).collect();
-        let picture = (!stages.is_empty()).then(|| format!("<div class=\"scroll\">{}</div>\n", draw(run, &stages)))?;
+        let stages = of_seed(seed);
+        let picture = match stages.is_empty() {
+            true => return None,
+            false if cards => stages.iter().map(|(stage, result)| card(run, stage, result)).collect::<String>(),
+            false => draw(run, &stages),
+        };
+        let picture = format!("<div class=\"{}\">{picture}</div>\n", if cards { "cards" } else { "scroll" });
         match seed {
             Some(seed) if seeds.len() > 1 => Some(format!("<div><h4>Seed {seed}</h4>{picture}</div>\n")),
             _ => Some(picture),
         }
     });
     let pictures: String = pictures.collect();
-    html.push_str(&if seeds.len() > 1 { format!("<div class=\"pictures\">{pictures}</div>\n") } else { pictures });
+    html.push_str(&if seeds.len() > 1 && !cards {
+        format!("<div class=\"pictures\">{pictures}</div>\n")
+    } else {
+        pictures
+    });
     let external = external_sources(run);
     if !external.is_empty() {
         html.push_str(&format!("<p class=\"hint\">From outside this run: {}.</p>\n", external.join("; ")));
@@ -67,6 +90,36 @@ fn external_sources(run: &RunView) -> Vec<String> {
             Some(format!("the frozen groups of {} are those of <code>{}</code>", stage.title, escape(from)))
         })
         .collect()
+}
+
+/// A stage alone, with the name of its source in words.
+fn card(run: &RunView, stage: &StageView, result: &StageResult) -> String {
+    let groups = run.groups().len();
+    let (pitch, top, width) = (CARD_BOX_HEIGHT + 3, HEAD + VARIANT, CARD_WIDTH);
+    let bottom = top + groups * pitch - 3;
+    let height = bottom + FOOT;
+    let (class, ..) = stage.verdict(true).shown();
+    let mut svg = format!(
+        "<svg class=\"picture\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" \
+         aria-label=\"{}\"><g class=\"column {class}\">\n",
+        stage.title
+    );
+    let source = result.classifier_from.as_deref().map(|from| {
+        let other = run.stages.iter().find(|other| other.id == from);
+        other.map_or("another run", |other| other.title.split(", ").next().unwrap_or_default())
+    });
+    let source = source.map(|title| format!("from {}", shorten(title, TITLE_LENGTH)));
+    let note: Vec<String> =
+        [variant(stage), source.unwrap_or_default()].into_iter().filter(|text| !text.is_empty()).collect();
+    svg.push_str(&head(run, stage, result, &note.join(", "), width / 2, 0));
+    for (group, record) in run.groups().iter().enumerate() {
+        let frozen = result.frozen_groups.contains(&group);
+        let place = Place { x: 1, y: top + (groups - 1 - group) * pitch, width: width - 2, height: CARD_BOX_HEIGHT };
+        svg.push_str(&group_box(&record.name, record.parameters, frozen, place));
+    }
+    svg.push_str(&foot(stage.verdict(true), width / 2, bottom));
+    svg.push_str("</g></svg>\n");
+    svg
 }
 
 fn column_x(index: usize) -> usize {
@@ -103,10 +156,11 @@ fn draw(run: &RunView, stages: &[(&StageView, &StageResult)]) -> String {
     for (index, (stage, result)) in stages.iter().enumerate() {
         let x = column_x(index);
         svg.push_str(&format!("<g class=\"column {}\">\n", stage.verdict(true).shown().0));
-        svg.push_str(&head(run, stage, result, x + BOX_WIDTH / 2, arcs));
+        svg.push_str(&head(run, stage, result, &variant(stage), x + BOX_WIDTH / 2, arcs));
         for (group, record) in run.groups().iter().enumerate() {
             let frozen = result.frozen_groups.contains(&group);
-            svg.push_str(&group_box(&record.name, record.parameters, frozen, x, box_y(group)));
+            let place = Place { x, y: box_y(group), width: BOX_WIDTH, height: BOX_HEIGHT };
+            svg.push_str(&group_box(&record.name, record.parameters, frozen, place));
         }
         svg.push_str(&foot(stage.verdict(true), x + BOX_WIDTH / 2, bottom));
         svg.push_str("</g>\n");
@@ -165,17 +219,16 @@ fn gutter(top: usize, bottom: usize) -> String {
     )
 }
 
-fn head(run: &RunView, stage: &StageView, result: &StageResult, centre: usize, top: usize) -> String {
+fn head(run: &RunView, stage: &StageView, result: &StageResult, note: &str, centre: usize, top: usize) -> String {
     let title = shorten(stage.title.split(", ").next().unwrap_or_default(), TITLE_LENGTH);
     let value = format!("{}{}", score(result.criterion_value), run.criterion.unit);
     format!(
         "<text class=\"title\" x=\"{centre}\" y=\"{}\">{title}<title>{}</title></text>\
-         <text class=\"value\" x=\"{centre}\" y=\"{}\">{value}</text><text class=\"variant\" x=\"{centre}\" y=\"{}\">{}</text>\n",
+         <text class=\"value\" x=\"{centre}\" y=\"{}\">{value}</text><text class=\"variant\" x=\"{centre}\" y=\"{}\">{note}</text>\n",
         top + 18,
         stage.title,
         top + 35,
         top + 49,
-        variant(stage),
     )
 }
 
@@ -184,22 +237,32 @@ fn variant(stage: &StageView) -> String {
     stage.title.split(", ").skip(1).filter(|piece| !piece.starts_with("seed ")).collect::<Vec<_>>().join(", ")
 }
 
-fn group_box(name: &str, parameters: u64, frozen: bool, x: usize, y: usize) -> String {
+/// Of a box.
+struct Place {
+    x: usize,
+    y: usize,
+    width: usize,
+    height: usize,
+}
+
+fn group_box(name: &str, parameters: u64, frozen: bool, place: Place) -> String {
+    let Place { x, y, width, height } = place;
     let class = if frozen { "frozen" } else { "trained" };
     let flake = match frozen {
         true => {
-            format!("<use href=\"#flake\" x=\"{}\" y=\"{}\" width=\"13\" height=\"13\"/>", x + BOX_WIDTH - 20, y + 9)
+            let (x, y) = (x + width - 20, y + height / 2 - 7);
+            format!("<use href=\"#flake\" x=\"{x}\" y=\"{y}\" width=\"13\" height=\"13\"/>")
         }
         false => String::new(),
     };
     format!(
-        "<g><title>{}, {} parameters, {class}</title><rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{BOX_WIDTH}\" \
-         height=\"{BOX_HEIGHT}\" rx=\"5\"/><text class=\"name {class}\" x=\"{}\" y=\"{}\">{}</text>{flake}</g>\n",
+        "<g><title>{}, {} parameters, {class}</title><rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{width}\" \
+         height=\"{height}\" rx=\"5\"/><text class=\"name {class}\" x=\"{}\" y=\"{}\">{}</text>{flake}</g>\n",
         escape(name),
         count(parameters),
         x + 10,
-        y + 21,
-        shorten(&escape(&first_characters(name)), usize::MAX),
+        y + height / 2 + 5,
+        escape(&first_characters(name)),
     )
 }
 

@@ -52,7 +52,7 @@ pub fn headline(run: &RunView) -> Option<String> {
 /// A seed's joint stage and its best one; both have finite results.
 fn of_seed<'a>(run: &RunView<'a>, seed: Option<u64>) -> Option<(&'a StageResult, &'a StageResult)> {
     let stages = || run.finished_stages().filter(|(stage, _)| stage.seed() == seed);
-    let joint = stages().find(|(stage, _)| stage.is_baseline()).map(|(_, result)| result)?;
+    let (_, joint) = run.baseline_of(seed)?;
     let best = crate::cascade::best(stages().map(|(_, result)| (result, result.criterion_value)))?;
     joint.criterion_value.is_finite().then_some((joint, best))
 }

@@ -19,7 +19,7 @@ const COLUMNS: [Column; 4] = [
     Column { head: "perplexity", of: |scores| scores.perplexity },
 ];
 
-/// The columns of one data set: those that any stage has a score for.
+/// The columns of one data set: those that any stage has a score for. The test loss gives way to what it stands for.
 fn columns(run: &RunView, of: &dyn Fn(&StageResult) -> Option<&Scores>) -> Vec<&'static Column> {
     let has = |column: &&Column| {
         run.finished_stages().any(|(_, result)| of(result).is_some_and(|scores| (column.of)(scores).is_some()))
@@ -33,7 +33,10 @@ pub fn stages(run: &RunView) -> Option<String> {
         return None;
     }
     let valid = columns(run, &|result| Some(&result.valid));
-    let test = columns(run, &|result| result.test.as_ref());
+    let mut test = columns(run, &|result| result.test.as_ref());
+    if test.len() > 1 {
+        test.retain(|column| column.head != "loss");
+    }
     let heads = |columns: &[&Column]| -> String {
         columns.iter().map(|column| format!("<th class=\"n\">{}</th>", column.head)).collect()
     };
@@ -43,18 +46,27 @@ pub fn stages(run: &RunView) -> Option<String> {
     };
     let rows: String = run.stages.iter().map(|stage| stage_row(run, stage, &valid, &test)).collect();
     Some(format!(
-        "<div class=\"scroll\"><table class=\"stages\"><thead><tr><th></th><td colspan=\"5\"></td>{}{}<td></td>\
+        "<div class=\"scroll\"><table class=\"stages\"><thead><tr><th></th><td colspan=\"{}\"></td>{}{}<td></td>\
          <th class=\"over\" colspan=\"2\">peak memory</th></tr>\
-         <tr><th>stage</th><th></th><th>frozen</th><th class=\"n\">seed</th><th class=\"n\">epochs</th>\
+         <tr><th>stage</th><th></th><th>frozen</th>{}<th class=\"n\">epochs</th>\
          <th class=\"n\">best</th>{}{}<th class=\"n\">time</th><th class=\"n\">device</th><th class=\"n\">process</th></tr></thead>\n\
          <tbody>{rows}</tbody></table></div>\n\
          <p class=\"hint\">best: the epoch with the lowest validation loss, whose weights were kept. Memory: the most that the stage \
          held on its device at one instant, and the most that the whole program had held by then.</p>\n",
+        4 + usize::from(seeds_differ(run)),
         over(&valid, "validation"),
         over(&test, "test"),
+        if seeds_differ(run) { "<th class=\"n\">seed</th>" } else { "" },
         heads(&valid),
         heads(&test),
     ))
+}
+
+/// One seed for all stages needs no column; the head of the report names it.
+fn seeds_differ(run: &RunView) -> bool {
+    let mut seeds = run.finished_stages().map(|(_, result)| result.seed);
+    let first = seeds.next();
+    seeds.any(|seed| Some(seed) != first)
 }
 
 fn stage_row(run: &RunView, stage: &StageView, valid: &[&Column], test: &[&Column]) -> String {
@@ -73,7 +85,8 @@ fn stage_row(run: &RunView, stage: &StageView, valid: &[&Column], test: &[&Colum
         let empty = "<td class=\"n dim\">–</td>".repeat(valid.len() + test.len() + 3);
         let best = best.map_or("–".to_string(), |best| best.to_string());
         return format!(
-            "{head}<td class=\"dim\">–</td><td class=\"n dim\">–</td>{}{}{empty}</tr>\n",
+            "{head}<td class=\"dim\">–</td>{}{}{}{empty}</tr>\n",
+            if seeds_differ(run) { number("–".to_string()) } else { String::new() },
             number(epochs.to_string()),
             number(best)
         );
@@ -84,7 +97,7 @@ fn stage_row(run: &RunView, stage: &StageView, valid: &[&Column], test: &[&Colum
     format!(
         "{head}<td class=\"frozen\">{}</td>{}{}{}{}{}{}{}{}</tr>\n",
         frozen(run, result),
-        number(result.seed.to_string()),
+        if seeds_differ(run) { number(result.seed.to_string()) } else { String::new() },
         number(result.epochs.to_string()),
         number(result.best_epoch.to_string()),
         scores(valid, Some(&result.valid)),
@@ -134,7 +147,7 @@ pub fn movement(run: &RunView) -> Option<String> {
     let mut rows = String::new();
     for (stage, result) in run.finished_stages() {
         // Against joint training of the same seed.
-        let joint = run.finished_stages().find(|(other, _)| other.is_baseline() && other.seed() == stage.seed());
+        let joint = run.baseline_of(stage.seed());
         let cells: String = layers
             .iter()
             .map(|layer| match moved(result, layer) {

@@ -1,5 +1,6 @@
 //! Pages made from generated records: that they are whole, say what they should, and let nothing through unescaped.
 
+use crate::cascade::{Plan, PlanOptions, Source, Strategy};
 use crate::train::record::{GroupRecord, LayerMovement, MemoryRecord, Scores, StageResult, Transcript};
 
 use super::*;
@@ -131,6 +132,20 @@ fn cut_search_run() -> RunData {
     run("an4-cut-search", "cut-search", stages, Some("2-1-2"), true)
 }
 
+/// The sixteen stages of five groups, as the strategy itself names them.
+fn exhaustive_run() -> RunData {
+    let plan = Plan::new(Strategy::Exhaustive, 5, PlanOptions::new(1)).expect("a plan");
+    let stages = plan.outline().into_iter().enumerate().map(|(index, planned)| {
+        let from = match &planned.source {
+            Source::Stage(parent) => Some(parent.to_string()),
+            _ => None,
+        };
+        let cer = 17.2 - ((index * 7) % 11) as f64 * 0.25;
+        stage(&planned.id.to_string(), &planned.title, &planned.frozen, from.as_deref(), cer, true)
+    });
+    run("an4-exhaustive", "exhaustive", stages.collect(), None, true)
+}
+
 fn seeds_run() -> RunData {
     let mut stages = Vec::new();
     for (seed, base) in [(1, 17.2), (2, 17.9), (3, 16.8)] {
@@ -174,8 +189,40 @@ fn the_best_stage_is_held_against_joint_training() {
     assert_whole(&page);
     assert!(page.contains("<b>17.23<small> %</small></b>") && page.contains("<b>15.09<small> %</small></b>"));
     assert!(page.contains("<b>12.4 % lower</b>"), "100 (17.23 - 15.09) / 17.23");
-    assert!(page.contains("✕ not kept") && page.contains("★ best"));
+    assert!(page.contains("✕ rejected") && page.contains("★ best"));
     assert!(page.contains("nothing") && page.contains("softmax, blstm-4"), "what is frozen, by name");
+}
+
+#[test]
+fn every_row_of_the_table_has_a_cell_for_every_column() {
+    let mut unfinished = seeds_run();
+    unfinished.epochs.extend(epochs("joint.seed4", 4, 30.0));
+    for data in [greedy_run(), unfinished] {
+        let page = render(&[data]);
+        let table = page
+            .split("<table class=\"stages\">")
+            .nth(1)
+            .and_then(|rest| rest.split("</table>").next())
+            .expect("a table");
+        let cells = |row: &str| row.matches("<td").count() + row.matches("<th").count() - row.matches("<thead").count();
+        let (head, body) = table.split_once("<tbody>").expect("a body");
+        let columns = cells(head.rsplit("<tr>").next().expect("the head's last row"));
+        let rows: Vec<&str> = body.split("</tr>").filter(|row| row.contains("<tr")).collect();
+        assert!(rows.len() >= 4);
+        for row in rows {
+            assert_eq!(cells(row), columns, "{row}");
+        }
+    }
+}
+
+#[test]
+fn the_control_is_called_so_and_not_judged() {
+    let stages = vec![
+        stage("joint", "joint", &[], None, 17.23, true),
+        stage("bottom-1", "freeze-bottom", &[0], Some("joint"), 21.57, true),
+    ];
+    let page = render(&[run("control", "freeze-bottom", stages, Some("joint"), true)]);
+    assert!(page.contains("◇ control") && !page.contains("✓ accepted"));
 }
 
 #[test]
@@ -279,7 +326,7 @@ fn a_stage_in_training_has_its_curves_and_its_row() {
     data.epochs.extend(epochs("1-4", 4, 30.0));
     let page = render(&[data.clone()]);
     assert_whole(&page);
-    assert!(page.contains("unfinished: 1 stage so far") && page.contains("in training"));
+    assert!(page.contains("unfinished: 1 stage so far") && page.contains("in training") && page.contains("M(1,4)"));
     data.result.stages.clear();
     data.result.best = None;
     let page = render(&[data]);
@@ -376,6 +423,14 @@ fn several_runs_stand_side_by_side() {
 }
 
 #[test]
+fn a_wide_search_has_a_column_and_a_row_for_each_stage() {
+    let page = render(&[exhaustive_run()]);
+    assert_whole(&page);
+    assert_eq!(page.matches("<g class=\"column ").count(), 16);
+    assert_eq!(page.matches("class=\"badge ").count(), 16);
+}
+
+#[test]
 fn the_same_records_make_the_same_bytes() {
     assert_eq!(render(&[greedy_run(), seeds_run()]), render(&[greedy_run(), seeds_run()]));
 }
@@ -394,6 +449,7 @@ fn pages_to_look_at() {
         ("seeds", vec![seeds_run()]),
         ("unfinished", vec![unfinished]),
         ("several", vec![greedy_run(), cut_search_run()]),
+        ("exhaustive", vec![exhaustive_run()]),
     ];
     for (name, runs) in pages {
         std::fs::write(folder.join(format!("{name}.html")), render(&runs)).expect("the folder can be written");

@@ -10,6 +10,8 @@ use super::view::{RunView, StageView};
 
 /// So many utterances are open; the others are folded away.
 const OPEN: usize = 6;
+/// Of more stages than these, only the best and joint training are open.
+const OPEN_STAGES: usize = 6;
 
 /// `None` if no stage kept samples.
 pub fn section(run: &RunView) -> Option<String> {
@@ -23,7 +25,7 @@ pub fn section(run: &RunView) -> Option<String> {
         return None;
     }
     let legend = "<p class=\"legend marks\"><span><b class=\"sub\">heard</b><del class=\"was\">said</del> substituted</span>\
-        <span><del class=\"del\">−word</del> left out</span><span><ins class=\"ins\">+word</ins> put in</span></p>\n";
+        <span><span class=\"del\">−<del>word</del></span> left out</span><span><span class=\"ins\">+<ins>word</ins></span> put in</span></p>\n";
     let blocks: Vec<String> = utterances.iter().map(|sample| utterance(run, sample)).collect();
     let (open, folded) = blocks.split_at(blocks.len().min(OPEN));
     let folded = match folded.len() {
@@ -42,12 +44,21 @@ fn utterance(run: &RunView, sample: &Transcript) -> String {
             escape(&sample.reference)
         }
     );
+    let joint = run.baseline().map(|(stage, _)| stage.id);
+    let (mut folded, mut number) = (String::new(), 0);
     for (stage, result) in run.finished_stages() {
-        if let Some(own) = result.samples.iter().find(|other| other.utterance == sample.utterance) {
+        let Some(own) = result.samples.iter().find(|other| other.utterance == sample.utterance) else { continue };
+        if run.stages.len() <= OPEN_STAGES || stage.is_best || Some(stage.id) == joint {
             rows.push_str(&hypothesis(stage, own));
+        } else {
+            folded.push_str(&hypothesis(stage, own));
+            number += 1;
         }
     }
-    format!("<div class=\"utterance\"><h4>{}</h4><dl>\n{rows}</dl></div>\n", escape(&sample.utterance))
+    if number > 0 {
+        folded = format!("<details><summary>{number} other stages</summary>\n<dl>\n{folded}</dl></details>\n");
+    }
+    format!("<div class=\"utterance\"><h4>{}</h4><dl>\n{rows}</dl>{folded}</div>\n", escape(&sample.utterance))
 }
 
 fn hypothesis(stage: &StageView, sample: &Transcript) -> String {
@@ -79,8 +90,8 @@ fn mark_errors(reference: &[&str], heard: &[&str], alignment: &Alignment) -> Str
                 word()
             }
             Edit::Substitution => format!("<b class=\"sub\">{}</b><del class=\"was\">{}</del>", word(), said()),
-            Edit::Deletion => format!("<del class=\"del\">−{}</del>", said()),
-            Edit::Insertion => format!("<ins class=\"ins\">+{}</ins>", word()),
+            Edit::Deletion => format!("<span class=\"del\">−<del>{}</del></span>", said()),
+            Edit::Insertion => format!("<span class=\"ins\">+<ins>{}</ins></span>", word()),
         });
     }
     if words.is_empty() { "<i>nothing</i>".to_string() } else { words.join(" ") }
@@ -100,8 +111,8 @@ mod tests {
     fn each_kind_of_error_has_its_mark() {
         assert_eq!(marked("A B C", "A B C"), "A B C");
         assert_eq!(marked("A B C", "A X C"), "A <b class=\"sub\">X</b><del class=\"was\">B</del> C");
-        assert_eq!(marked("A B C", "A C"), "A <del class=\"del\">−B</del> C");
-        assert_eq!(marked("A C", "A B C"), "A <ins class=\"ins\">+B</ins> C");
+        assert_eq!(marked("A B C", "A C"), "A <span class=\"del\">−<del>B</del></span> C");
+        assert_eq!(marked("A C", "A B C"), "A <span class=\"ins\">+<ins>B</ins></span> C");
         assert_eq!(marked("", ""), "<i>nothing</i>");
     }
 

@@ -47,6 +47,7 @@ impl StageView<'_> {
             Some(_) if self.is_best => Verdict::Best,
             Some(result) if !result.accepted => Verdict::Rejected,
             Some(_) if self.is_baseline() => Verdict::Baseline,
+            Some(_) if matches!(&self.parsed, Some(StageId { kind: StageKind::Bottom(_), .. })) => Verdict::Control,
             Some(_) => Verdict::Accepted,
         }
     }
@@ -57,6 +58,8 @@ pub enum Verdict {
     Baseline,
     Accepted,
     Rejected,
+    /// Frozen from below: trained to compare with, whatever comes out.
+    Control,
     Best,
     Running,
     /// In the log, but not in the results of a finished run.
@@ -68,8 +71,9 @@ impl Verdict {
     pub fn shown(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Verdict::Baseline => ("baseline", "○", "baseline"),
-            Verdict::Accepted => ("accepted", "✓", "kept"),
-            Verdict::Rejected => ("rejected", "✕", "not kept"),
+            Verdict::Accepted => ("accepted", "✓", "accepted"),
+            Verdict::Rejected => ("rejected", "✕", "rejected"),
+            Verdict::Control => ("control", "◇", "control"),
             Verdict::Best => ("best", "★", "best"),
             Verdict::Running => ("running", "…", "in training"),
             Verdict::Stopped => ("running", "–", "not finished"),
@@ -156,10 +160,14 @@ impl<'a> RunView<'a> {
         self.finished_stages().find(|(stage, _)| stage.is_best)
     }
 
+    /// Joint training of this seed.
+    pub fn baseline_of(&self, seed: Option<u64>) -> Option<(&StageView<'a>, &'a StageResult)> {
+        self.finished_stages().find(|(stage, _)| stage.is_baseline() && stage.seed() == seed)
+    }
+
     /// Joint training; of the seed of the best stage, where there are several.
     pub fn baseline(&self) -> Option<(&StageView<'a>, &'a StageResult)> {
-        let seed = self.best().and_then(|(stage, _)| stage.seed());
-        self.finished_stages().find(|(stage, _)| stage.is_baseline() && stage.seed() == seed)
+        self.baseline_of(self.best().and_then(|(stage, _)| stage.seed()))
     }
 
     /// The seeds of the run's cascades, in order; a run of one seed has the one entry `None`.
@@ -175,11 +183,15 @@ impl<'a> RunView<'a> {
 }
 
 fn stage_view<'a>(id: &'a str, result: Option<&'a StageResult>, epochs: &'a [EpochRecord]) -> StageView<'a> {
-    let title = result.map_or(id, |result| if result.title.is_empty() { id } else { &result.title });
+    let parsed: Option<StageId> = id.parse().ok();
+    let title = match result {
+        Some(result) if !result.title.is_empty() => result.title.clone(),
+        _ => parsed.as_ref().map_or(id.to_string(), StageId::title),
+    };
     StageView {
         id,
-        parsed: id.parse().ok(),
-        title: escape(title),
+        parsed,
+        title: escape(&title),
         result,
         epochs: epochs.iter().filter(|epoch| epoch.stage == id).collect(),
         colour: String::new(),
