@@ -4,3 +4,5 @@
 mod ops;
 /// The operations written down naively, in f64, for the tests to compare with.
 mod reference;
+/// The model against PyTorch: outputs, gradients, and ten steps of every optimiser, joint and with frozen groups.
+mod torch;
