@@ -2,6 +2,8 @@
 
 /// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.
 mod freezing;
+/// A tiny corpus is learned to zero error, and every strategy trains what it promises.
+mod learning;
 /// Every operation: right against a naive f64 reference, its gradients against central differences, and frozen inputs cost nothing.
 mod ops;
 /// A plan's bytes are those that training then allocates; its operations are counted, not estimated.
