@@ -1,6 +1,7 @@
 //! The whole of it, small: a corpus is learned by heart, and every strategy and option trains what it promises. All through the binary.
 
 use crate::tiny::{Run, Tiny, text, write_folder};
+use headfirst::train::record::EpochRecord;
 use headfirst::train::weights::load_weights;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -168,17 +169,21 @@ fn several_seeds_are_several_cascades() {
     assert_eq!(alone.epochs[0].valid_loss, run.epochs[0].valid_loss);
 }
 
+/// The weights that were kept of an epoch have the scores that the log says.
+fn assert_kept(tiny: &Tiny, run: &str, epoch: &EpochRecord) {
+    let weights = format!("{run}/{}@{}", epoch.stage, epoch.epoch);
+    let output = tiny.headfirst(&["evaluate", &weights, "--data", "valid", "--json"]);
+    let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(scores["loss"].as_f64(), Some(epoch.valid_loss), "{weights}");
+    assert_eq!((scores["cer"].as_f64(), scores["wer"].as_f64()), (epoch.valid_cer, epoch.valid_wer), "{weights}");
+    assert_eq!(scores["utterances"], 5);
+}
+
 #[test]
 fn every_kept_epoch_can_be_evaluated_and_has_the_loss_of_the_log() {
     let tiny = Tiny::new();
     let run = tiny.train("run", &["training.max_epochs=3", "training.keep=all", "model.dropout=0.2"]);
-    for epoch in &run.epochs {
-        let output = tiny.headfirst(&["evaluate", &format!("run/joint@{}", epoch.epoch), "--data", "valid", "--json"]);
-        let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(scores["loss"].as_f64(), Some(epoch.valid_loss));
-        assert_eq!((scores["cer"].as_f64(), scores["wer"].as_f64()), (epoch.valid_cer, epoch.valid_wer));
-        assert_eq!(scores["utterances"], 5);
-    }
+    run.epochs.iter().for_each(|epoch| assert_kept(&tiny, "run", epoch));
     let output = tiny.headfirst(&["evaluate", "run/joint@4"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("1, 2, 3"), "{}", text(&output.stderr));
@@ -206,6 +211,8 @@ fn epsilon_decays_and_the_best_weights_come_back_when_validation_gets_worse() {
         assert_eq!(a[..=worse], b[..=worse]);
         assert_ne!(a[worse + 1], b[worse + 1]);
     }
+    // What is kept of the worse epoch is what it ended with, not what came back.
+    assert_kept(&tiny, "restored", &restored.epochs[worse]);
 }
 
 #[test]
