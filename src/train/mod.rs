@@ -3,7 +3,6 @@
 pub mod checkpoint;
 pub mod corpus;
 pub mod evaluate;
-pub mod files;
 pub mod learner;
 pub mod loaded;
 pub mod number;

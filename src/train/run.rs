@@ -3,12 +3,12 @@
 use crate::cascade::{Next, Plan, PlanOptions, Results, Source, Stage, Strategy};
 use crate::device::Device;
 use crate::error::Result;
+use crate::files::write_bytes;
 use crate::models::blstm_ctc::BlstmCtc;
 use crate::recipe::{self, Recipe};
 use crate::report::{self, RunData};
 use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
-use crate::train::files::write_bytes;
 use crate::train::prepare::{Prepared, prepare};
 use crate::train::progress::Progress;
 use crate::train::record::{GroupRecord, RunResult, StageResult};
