@@ -83,7 +83,7 @@ pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
         check_ids(&source.join(table), &recordings)?;
     }
     let extractor = folder::extractor(&recordings, &arguments.features, arguments.channel)?;
-    folder::create(out)?;
+    headfirst::files::create_folder(out)?;
     let same_folder = fs::canonicalize(source).ok() == fs::canonicalize(out).ok();
     if !same_folder {
         for table in tables {
