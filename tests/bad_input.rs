@@ -175,7 +175,7 @@ fn a_recording_that_was_made_otherwise_is_transcribed_or_refused_with_the_option
 fn features_that_are_no_numbers_are_named_by_utterance_and_frame() {
     for set in ["train", "valid"] {
         let folder = copy_of(set);
-        let archive = FeatureArchive::open(&corpus().join(set).join("feats.scp")).unwrap();
+        let archive = FeatureArchive::open(corpus().join(set).join("feats.scp")).unwrap();
         let mut writer = ArkWriter::create(folder.path().join("feats.ark"), folder.path().join("feats.scp")).unwrap();
         let bad = &ids(set)[2];
         for id in ids(set) {

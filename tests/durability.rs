@@ -13,8 +13,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 const GREEDY: &str = r#"cascade.strategy="greedy""#;
-/// A state every 3 ms, so that a kill finds one inside an epoch too.
-const SAVE_OFTEN: &str = "training.save_minutes=0.00005";
+/// A state after every batch, so that a kill finds one inside an epoch too.
+const SAVE_OFTEN: &str = "training.save_minutes=1e-9";
 const FOREVER: &str = "training.max_epochs=1000000";
 
 /// Adadelta keeps two buffers and a decaying epsilon, Adam two buffers and a step count, SGD a momentum.
@@ -128,26 +128,37 @@ fn a_run_killed_at_any_instant_goes_on_to_the_same_bits() {
     let run = folder.path().join("run");
     let settings = [ADAM, &[SAVE_OFTEN]].concat();
     let mut inside_an_epoch = 0;
-    for kill in 0..10_u64 {
+    for kill in 0..12_u64 {
         let is_run = run.join("recipe.toml").exists();
         let mut child = resumed(train(&run, &settings), is_run).spawn().unwrap();
-        let epochs = log(&run).len();
-        // Anywhere from the start files to a few steps into the next epoch.
-        let far_enough = || match kill % 3 {
+        let (epochs, process) = (log(&run).len(), child.id() as i32);
+        // SAFETY: a plain system call on a process of ours that has not been waited for.
+        let signal = |signal| assert_eq!(unsafe { libc::kill(process, signal) }, 0);
+        let inside = || saved_batch(&run).is_some_and(|batch| batch > 0);
+        // Anywhere from the start files to a few steps into the next epoch, and from the last epoch of a stage into the next stage.
+        let far_enough = || match kill % 4 {
             0 => run.join("tokens.txt").exists(),
             1 => run.join("joint").exists(),
-            _ => log(&run).len() > epochs && saved_batch(&run).is_some_and(|batch| batch > 0),
+            2 => log(&run).len() > epochs && log(&run).len().is_multiple_of(3),
+            // Held, so that it is still there when the kill comes.
+            _ => {
+                signal(libc::SIGSTOP);
+                let there = log(&run).len() > epochs && inside();
+                if !there {
+                    signal(libc::SIGCONT);
+                }
+                there
+            }
         };
         if !wait_until(&mut child, far_enough) {
             assert_eq!(end(child).code, Some(0));
             break;
         }
-        let longest = if kill % 3 == 2 { 3_000 } else { 30_000 };
-        std::thread::sleep(Duration::from_micros(kill * 7919 % longest));
+        std::thread::sleep(Duration::from_micros(kill * 7919 % 30_000));
         // It may just have ended, and is then waited for all the same.
         let _ = child.kill();
         end(child);
-        inside_an_epoch += usize::from(saved_batch(&run).is_some_and(|batch| batch > 0));
+        inside_an_epoch += usize::from(inside());
     }
     assert!(inside_an_epoch > 0, "no kill left a state inside an epoch, so nothing was tested");
     let ended = run_to_end(resumed(train(&run, &settings), true));
