@@ -4,6 +4,12 @@
 mod freezing;
 /// A tiny corpus is learned to zero error, and every strategy trains what it promises.
 mod learning;
+/// Whatever is wrong with what a user gives, the program ends with exit code 1 and names the place and the remedy.
+mod bad_input;
+/// The tiny spoken corpus and the program as a user starts it, for the tests that need them.
+mod corpus;
+/// A stopped, killed or starved run goes on to the bits of one that never stopped, and no run is overwritten.
+mod durability;
 /// Every operation: right against a naive f64 reference, its gradients against central differences, and frozen inputs cost nothing.
 mod ops;
 /// A plan's bytes are those that training then allocates; its operations are counted, not estimated.

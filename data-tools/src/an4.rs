@@ -162,7 +162,7 @@ pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
             .map(|utterance| Recording { id: utterance.id.clone(), audio: utterance.audio.clone() })
             .collect();
         let extractor = folder::extractor(&recordings, &arguments.features, None)?;
-        folder::create(&folder)?;
+        headfirst::files::create_folder(&folder)?;
         write_tables(&folder, utterances)?;
         let progress = Progress::new(name, recordings.len(), quiet);
         folder::write_features(&folder, &recordings, &extractor, None, progress)?;

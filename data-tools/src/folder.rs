@@ -1,7 +1,6 @@
 //! Writing a Kaldi data folder: `wav.scp`, `text`, `utt2spk`, then `feats.ark` and `feats.scp`, and `features.toml`, which says how the
 //! features were made. Every file appears under its name only when it is complete.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use headfirst::audio::{FeatureExtractor, FeatureOptions, Features, read_audio};
@@ -20,14 +19,6 @@ const AT_ONCE: usize = 256;
 pub struct Recording {
     pub id: String,
     pub audio: PathBuf,
-}
-
-/// Makes the folder, and those above it.
-///
-/// # Errors
-/// A place where no folder can be made.
-pub fn create(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|error| Error::io(folder, "be made", &error))
 }
 
 /// Writes a table: a line `id value` for each row.
@@ -98,6 +89,7 @@ pub fn write_features(
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use std::fs;
 
     /// A WAV file of noise-like 16-bit samples.
     pub fn write_wav(path: &Path, rate: u32, samples: u32) {

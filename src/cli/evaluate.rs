@@ -67,7 +67,7 @@ impl Evaluate {
             Some(data) => data,
             None => return Err(Error::key("--data", "is missing, and the recipe names neither test nor valid")),
         };
-        let Evaluated { scores, characters, words, transcripts, infeasible } =
+        let Evaluated { scores, characters, words, transcripts, infeasible, .. } =
             model.evaluate(&data, decoder, |_| ())?;
         let output = Output {
             loss: scores.loss,

@@ -44,6 +44,9 @@ pub struct Evaluated {
     pub transcripts: Vec<Transcript>,
     /// The utterances whose labels do not fit their frames: they have no loss, but are decoded and scored.
     pub infeasible: Vec<String>,
+    /// The utterances for which the model's output is not finite, since its training diverged: nothing is decoded, and no rate is
+    /// given for the set.
+    pub not_finite: Vec<String>,
 }
 
 /// Evaluates all of `data`. `after_batch` hears how many utterances are done.
@@ -61,6 +64,7 @@ pub fn evaluate(
     let symbols = learner.model().sizes().symbols;
     let mut decoded: Vec<(usize, Transcript)> = Vec::with_capacity(data.utterances().len());
     let mut losses = vec![None; data.utterances().len()];
+    let mut finite = vec![true; data.utterances().len()];
     for batch in data.prefetch(data.plan(limits)?.batches().to_vec(), 0)? {
         let batch = batch?;
         let (ids, indices) = (batch.ids.clone(), batch.utterance_indices.clone());
@@ -70,14 +74,20 @@ pub fn evaluate(
         }
         let transcribe = |sequence: usize| {
             let logits = evaluation.sequences.unpack(sequence, evaluation.logits.data(), symbols);
-            let hypothesis = tokens.decode(&decoder.decode(&logits, symbols)?);
+            let is_finite = logits.iter().all(|logit| logit.is_finite());
+            let hypothesis = match is_finite {
+                true => tokens.decode(&decoder.decode(&logits, symbols)?),
+                false => String::new(),
+            };
             let index = indices[sequence];
             let reference = data.utterances()[index].transcript.clone();
-            Ok((index, Transcript { utterance: ids[sequence].clone(), reference, hypothesis }))
+            Ok((index, is_finite, Transcript { utterance: ids[sequence].clone(), reference, hypothesis }))
         };
         let transcripts: Vec<Result<_>> = (0..ids.len()).into_par_iter().map(transcribe).collect();
         for transcript in transcripts {
-            decoded.push(transcript?);
+            let (index, is_finite, transcript) = transcript?;
+            finite[index] = is_finite;
+            decoded.push((index, transcript));
         }
         after_batch(ids.len());
     }
@@ -91,14 +101,18 @@ pub fn evaluate(
     }
     let feasible: Vec<f64> = losses.iter().copied().flatten().collect();
     let infeasible = losses.iter().zip(data.utterances()).filter(|(loss, _)| loss.is_none());
+    let not_finite = finite.iter().zip(data.utterances()).filter(|(finite, _)| !**finite);
+    let not_finite: Vec<String> = not_finite.map(|(_, utterance)| utterance.id.clone()).collect();
+    // Empty transcripts would make a diverged model better than one that inserts too much: no rate is worse than any.
+    let rate = |counts: &ErrorCounts| if not_finite.is_empty() { counts.rate() } else { f64::NAN };
     let scores = Scores {
         loss: feasible.iter().sum::<f64>() / feasible.len().max(1) as f64,
         utterances: Some(transcripts.len() as u64),
         tokens: None,
-        cer: Some(characters.rate()),
-        wer: Some(words.rate()),
+        cer: Some(rate(&characters)),
+        wer: Some(rate(&words)),
         perplexity: None,
     };
     let infeasible = infeasible.map(|(_, utterance)| utterance.id.clone()).collect();
-    Ok(Evaluated { scores, characters, words, transcripts, infeasible })
+    Ok(Evaluated { scores, characters, words, transcripts, infeasible, not_finite })
 }

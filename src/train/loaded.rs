@@ -78,7 +78,7 @@ impl LoadedModel {
     /// Scores a data folder. `after_batch` hears how many utterances are done.
     ///
     /// # Errors
-    /// If the folder cannot be read or does not fit the model.
+    /// If the folder cannot be read or does not fit the model; if the model's output is not finite.
     pub fn evaluate(&self, folder: &Path, decoder: Decoder, after_batch: impl FnMut(usize)) -> Result<Evaluated> {
         let data = Arc::new(self.frontend.open_set(folder)?);
         let inputs = self.learner.model().sizes().inputs;
@@ -91,7 +91,12 @@ impl LoadedModel {
             return Err(Error::key("batch", "has no limits for speech"));
         };
         let limits = BatchLimits { utterances, max_frames, max_labels };
-        evaluate(&self.learner, &data, &self.frontend.tokens, limits, decoder, after_batch)
+        let evaluated = evaluate(&self.learner, &data, &self.frontend.tokens, limits, decoder, after_batch)?;
+        match evaluated.not_finite.first() {
+            Some(id) => Err(Error::utterance(id, "the model's output is not finite, so nothing can be decoded")
+                .remedy("The weights are those of a training that diverged: look into its log.jsonl")),
+            None => Ok(evaluated),
+        }
     }
 
     /// What is said in an audio file; another sample rate than the training data's is resampled.

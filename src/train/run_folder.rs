@@ -269,6 +269,23 @@ impl RunFolder {
         append(&path, format!("{record}\n").as_bytes()).map_err(|error| write_error(&path, &error))
     }
 
+    /// Forgets the skipped batches of a stage from `step` on: a stage that goes on from its state trains them again.
+    pub fn cut_skipped(&self, stage: &str, step: u32) -> Result<()> {
+        let path = self.path.join(SKIPPED);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            read => read.map_err(|error| Error::io(&path, "be read", &error))?,
+        };
+        // A line that a kill tore is of a batch after the last state.
+        let stays = |line: &str| {
+            serde_json::from_str::<serde_json::Value>(line).is_ok_and(|record| {
+                record["stage"] != stage || record["step"].as_u64().is_some_and(|found| found < u64::from(step))
+            })
+        };
+        let kept: String = text.split_inclusive('\n').filter(|line| line.ends_with('\n') && stays(line)).collect();
+        if kept == text { Ok(()) } else { write_bytes(&path, kept) }
+    }
+
     /// The records of the log; a torn last line (a process was killed while writing it) is left out.
     ///
     /// # Errors

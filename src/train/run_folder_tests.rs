@@ -179,3 +179,21 @@ fn a_damaged_result_is_an_error_with_its_name() {
     fs::write(run.path().join(RESULT), "{\"name\":").unwrap();
     assert!(run.read_result().unwrap_err().to_string().contains("result.json: is damaged"));
 }
+
+#[test]
+fn skipped_batches_that_the_state_does_not_know_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunFolder::create(folder.path().join("run")).unwrap();
+    run.cut_skipped("joint", 0).unwrap();
+    let path = run.path().join(SKIPPED);
+    assert!(!path.exists());
+    for (stage, step) in [("joint", 3), ("joint", 4), ("1-2", 9)] {
+        run.append_skipped(stage, step, "ctc.bias", &["a".into()]).unwrap();
+    }
+    append(&path, b"{\"stage\": \"join").unwrap();
+    run.cut_skipped("joint", 4).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    let steps: Vec<_> =
+        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].clone()).collect();
+    assert_eq!(steps, [3, 9]);
+}

@@ -64,7 +64,8 @@ pub fn resolve_reference(path: impl AsRef<Path>, epoch: Option<usize>) -> Result
 
 fn best_stage(run: &RunFolder) -> Result<String> {
     run.read_result()?.and_then(|result| result.best).ok_or_else(|| {
-        let error = Error::file(run.path(), "no stage of this run has ended yet, so none is its best");
+        let error =
+            Error::file(run.path(), "no stage of this run has ended with a finite result yet, so none is its best");
         error.remedy(match run.stages() {
             stages if stages.is_empty() => "Train it first: headfirst train RECIPE --resume".to_string(),
             stages => format!("Name one of the stages that have weights: {}", with_run(run, &stages)),

@@ -114,6 +114,7 @@ impl<'a> StageRun<'a> {
                 rest
             }
         };
+        session.folder.cut_skipped(&id, position.step)?;
         let board = match session.recipe.training.tensorboard {
             true => Some(TensorBoard::create(folder.path.join("tensorboard"), position.epochs_done as u64 + 1)?),
             false => None,
@@ -232,7 +233,7 @@ impl<'a> StageRun<'a> {
         let judged = criterion_value(self.session.recipe.training.criterion, scores);
         let position = &mut self.position;
         let epoch = position.epochs_done + 1;
-        let is_best = position.best.as_ref().is_none_or(|best| judged < best.value || !best.value.is_finite());
+        let is_best = position.best.as_ref().is_none_or(|best| is_better(judged, best.value));
         let sums = std::mem::take(&mut position.sums);
         let record = EpochRecord {
             stage: self.id.clone(),
@@ -295,6 +296,11 @@ impl<'a> StageRun<'a> {
         }
         board.flush()
     }
+}
+
+/// Anything finite is better than what is not; so a stage that diverged in its first epoch runs out of patience like any other.
+fn is_better(judged: f64, best: f64) -> bool {
+    judged < best || (judged.is_finite() && !best.is_finite())
 }
 
 /// The optimiser that the recipe describes.
