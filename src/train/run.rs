@@ -224,6 +224,7 @@ impl<'a> Run<'a> {
             StageStart { stage, seeds: self.recipe.seeds_for(*seed), classifier: classifier.as_ref(), classifier_name };
         let result = train_stage(session, &start)?;
         session.progress.borrow_mut().message(&stage_summary(&result));
+        session.device.trim();
         self.result.stages.push(result);
         self.save()?;
         checkpoint::remove_state(&self.folder.stage(&stage.id.to_string()).path)

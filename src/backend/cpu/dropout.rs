@@ -18,15 +18,13 @@ pub fn apply_in_place(x: &mut [f32], offsets: &[usize], columns: usize, mask: &M
         return;
     }
     x.par_chunks_mut(ROWS * columns).enumerate().for_each(|(chunk, rows)| {
-        let mut row = chunk * ROWS;
-        let mut time = offsets.partition_point(|&offset| offset <= row) - 1;
-        for elements in rows.chunks_exact_mut(columns) {
+        let mut time = offsets.partition_point(|&offset| offset <= chunk * ROWS) - 1;
+        for (row, elements) in (chunk * ROWS..).zip(rows.chunks_exact_mut(columns)) {
             while offsets[time + 1] <= row {
                 time += 1;
             }
             let sequence = row - offsets[time];
             mask_row(elements, time as u32, sequence as u32, mask);
-            row += 1;
         }
     });
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use super::forward::{load, store};
-use super::product::{SCRATCH_ROWS, Scratch, VECTORS, product};
+use super::product::{Ahead, SCRATCH_ROWS, Scratch, VECTORS, product};
 use super::team::{self, Barrier};
 use super::{Shape, Shared, State, share};
 use crate::backend::cpu::simd::{WithSimd, apply, tanh};
@@ -181,7 +181,19 @@ unsafe fn step<S: Simd>(
             let rows = SCRATCH_ROWS.min(if goes_on { going_on - first } else { step.active - first });
             if goes_on {
                 let dgates = layer.gates.0.add((following_row + first) * 4 * hidden);
-                product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden);
+                let row = step.first_row + first;
+                let gates = Ahead {
+                    place: layer.gates.0.wrapping_add(row * 4 * hidden + panel * width),
+                    stride: 4 * hidden,
+                    floats: width.min(hidden - panel * width),
+                };
+                let gate = |gate: usize| Ahead { place: gates.place.wrapping_add(gate * hidden), ..gates };
+                let cells = layer.cells.0.wrapping_add(row * hidden + panel * width);
+                let cells = Ahead { place: cells, stride: hidden, ..gates };
+                let output = layer.output_gradient.0.wrapping_add(row * shape.output_width() + panel * width);
+                let output = Ahead { place: output, stride: shape.output_width(), ..gates };
+                let ahead = [gate(0), gate(1), gate(2), gate(3), cells, output];
+                product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden, &ahead);
             }
             for index in 0..rows {
                 let sequence = first + index;
@@ -289,7 +301,7 @@ unsafe fn initial_gradient<S: Simd>(
             for first in (step.continuing..step.active).step_by(SCRATCH_ROWS) {
                 let rows = SCRATCH_ROWS.min(step.active - first);
                 let dgates = layer.gates.0.add((step.first_row + first) * 4 * hidden);
-                product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden);
+                product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden, &[]);
                 for index in 0..rows {
                     let to = gradient.0.add((first + index) * hidden + panel * width);
                     std::ptr::copy_nonoverlapping(scratch.0.as_ptr().add(index * width), to, units);

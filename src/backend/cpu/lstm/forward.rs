@@ -1,6 +1,6 @@
 //! The forward pass: recurrent product, gates, cell and output of one panel of units at a time.
 
-use super::product::{SCRATCH_ROWS, Scratch, VECTORS, product};
+use super::product::{Ahead, SCRATCH_ROWS, Scratch, VECTORS, product};
 use super::team::{self, Barrier};
 use super::{Shape, Shared, State, share};
 use crate::backend::cpu::simd::{WithSimd, apply, sigmoid, tanh};
@@ -158,14 +158,15 @@ unsafe fn step<S: Simd>(
         for first in (0..step.continuing).step_by(SCRATCH_ROWS) {
             let rows = SCRATCH_ROWS.min(step.continuing - first);
             let previous = step.previous_row + first;
-            product(simd, scratch, rows, layer.output.0.add(previous * width), width, weights, hidden);
+            let ahead = pointwise.ahead(step.first_row + first);
+            product(simd, scratch, rows, layer.output.0.add(previous * width), width, weights, hidden, &ahead);
             let cells = layer.cells.0.add(previous * hidden);
             pointwise.rows(step.first_row + first, rows, Some(scratch), Some(cells));
         }
         for first in (step.continuing..step.active).step_by(SCRATCH_ROWS) {
             let rows = SCRATCH_ROWS.min(step.active - first);
             if let Some((h, c)) = layer.initial {
-                product(simd, scratch, rows, h.0.add(first * hidden), hidden, weights, hidden);
+                product(simd, scratch, rows, h.0.add(first * hidden), hidden, weights, hidden, &[]);
                 pointwise.rows(step.first_row + first, rows, Some(scratch), Some(c.0.add(first * hidden)));
             } else {
                 pointwise.rows(step.first_row + first, rows, None, None);
@@ -185,6 +186,21 @@ struct Pointwise<'a, S> {
 }
 
 impl<S: Simd> Pointwise<'_, S> {
+    /// What `rows` will touch first: the projections, the places of c and h.
+    #[inline(always)]
+    fn ahead(&self, row: usize) -> [Ahead; VECTORS + 2] {
+        let Pointwise { layer, hidden, width, unit, .. } = *self;
+        let gates = Ahead {
+            place: layer.gates.0.wrapping_add(row * 4 * hidden + unit),
+            stride: 4 * hidden,
+            floats: S::F32_LANES,
+        };
+        let gate = |gate: usize| Ahead { place: gates.place.wrapping_add(gate * hidden), ..gates };
+        let cells = Ahead { place: layer.cells.0.wrapping_add(row * hidden + unit), stride: hidden, ..gates };
+        let output = Ahead { place: layer.output.0.wrapping_add(row * width + unit), stride: width, ..gates };
+        [gate(0), gate(1), gate(2), gate(3), cells, output]
+    }
+
     /// `sums` are the recurrent products of `rows` rows from `row` on, `previous` their earlier cells [rows, H]; absent means zeros.
     #[inline(always)]
     unsafe fn rows(&self, row: usize, rows: usize, sums: Option<&Scratch>, previous: Option<*const f32>) {
@@ -215,6 +231,11 @@ impl<S: Simd> Pointwise<'_, S> {
                     store(simd, gates.add(gate * hidden), units, value);
                 }
                 store(simd, layer.cells.0.add((row + index) * hidden + unit), units, c);
+            }
+            // A loop of its own: the tanh of c would wait for all of the above, while four gates of several rows overlap.
+            for index in 0..rows {
+                let o = load(simd, layer.gates.0.add(((row + index) * 4 + 3) * hidden + unit), units);
+                let c = load(simd, layer.cells.0.add((row + index) * hidden + unit), units);
                 let h = simd.mul_f32s(o, tanh(simd, c));
                 store(simd, layer.output.0.add((row + index) * width + unit), units, h);
             }

@@ -1,22 +1,28 @@
 //! One stage: a training run with some groups frozen, from its first batch or from a saved state, to its result.
+//!
+//! `mod.rs` has the flow: batches, epochs, when it is over. `state` saves and reads where it stands, `result` says what it came to.
+
+mod result;
+mod state;
+
+pub use result::process_peak;
 
 use crate::cascade::Stage;
 use crate::data::batch::BatchLimits;
 use crate::data::speech::SpeechData;
 use crate::data::tokens::TokenList;
-use crate::device::{Category, Device};
-use crate::error::{Error, Result, Subject};
+use crate::device::Device;
+use crate::error::{Error, Result};
 use crate::models::blstm_ctc::BlstmCtc;
 use crate::nn::{Parameters, Scheme};
 use crate::random::{MaskKey, derive};
-use crate::recipe::{Criterion, Keep, Model, Recipe, Seeds};
-use crate::score::trn;
-use crate::train::checkpoint::{self, Content, NamedTensor, Part, State};
+use crate::recipe::{Criterion, Model, Recipe, Seeds};
+use crate::train::checkpoint::{self, State};
 use crate::train::evaluate::{Decoder, Evaluated, evaluate};
 use crate::train::learner::{Batch, Learner};
 use crate::train::position::{Best, Position};
 use crate::train::progress::{EpochPlan, Progress, Unit};
-use crate::train::record::{EpochRecord, LayerMovement, MemoryRecord, Scores, StageResult};
+use crate::train::record::{EpochRecord, Scores, StageResult};
 use crate::train::run_folder::{RECIPE, RunFolder, StageFolder};
 use crate::train::signals::{StopRequest, command_line, stopped_by};
 use crate::train::tensorboard::{TensorBoard, wall_time};
@@ -26,9 +32,6 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// How many decoded utterances a result keeps for the report.
-const SAMPLES: usize = 12;
 
 /// What the stages of a run share.
 pub struct Session<'a> {
@@ -101,7 +104,7 @@ impl<'a> StageRun<'a> {
         let position = match state {
             None => Position::default(),
             Some(state) => {
-                read_optimizer(&mut learner, state.part("optimizer")?)?;
+                state::read_optimizer(&mut learner, state.part("optimizer")?)?;
                 learner.updater.updates = state.rest.updates;
                 if let Some(epsilon) = state.rest.epsilon {
                     learner.updater.epsilon = epsilon;
@@ -185,19 +188,12 @@ impl<'a> StageRun<'a> {
         let frames: usize = batch.lengths.iter().sum();
         let masks = MaskKey { seed: self.start.seeds.dropout, stage: self.id.clone(), step: self.position.step };
         let step = self.learner.train(&Batch::from(batch), &masks)?;
+        let infeasible = || ids.iter().zip(&step.feasible).filter(|(_, feasible)| !**feasible).map(|(id, _)| id);
+        infeasible().for_each(|id| self.report_infeasible(id, "it is left out of the gradient"));
         let sums = &mut self.position.sums;
-        for (id, &feasible) in ids.iter().zip(&step.feasible) {
-            if !feasible {
-                sums.infeasible += 1;
-                if self.reported.insert(id.clone()) {
-                    self.session.progress.borrow_mut().message(&format!(
-                        "utterance {id}: its labels do not fit its frames after subsampling; it is left out of the gradient"
-                    ));
-                }
-            }
-        }
+        sums.infeasible += infeasible().count() as u64;
         sums.loss += step.losses.iter().sum::<f64>();
-        sums.utterances += (ids.len() - step.feasible.iter().filter(|&&feasible| !feasible).count()) as u64;
+        sums.utterances += (ids.len() - infeasible().count()) as u64;
         match step.update.non_finite {
             None => {
                 sums.gradient_norm += step.update.gradient_norm;
@@ -221,9 +217,18 @@ impl<'a> StageRun<'a> {
         Ok(())
     }
 
+    /// Names an utterance whose labels do not fit its frames, once.
+    fn report_infeasible(&mut self, id: &str, consequence: &str) {
+        if self.reported.insert(id.to_string()) {
+            let text = format!("utterance {id}: its labels do not fit its frames after subsampling; {consequence}");
+            self.session.progress.borrow_mut().message(&text);
+        }
+    }
+
     fn end_epoch(&mut self) -> Result<()> {
         let begin = Instant::now();
         let evaluated = self.evaluate(self.session.valid, Decoder::Greedy)?;
+        evaluated.infeasible.iter().for_each(|id| self.report_infeasible(id, "it has no validation loss"));
         let valid_seconds = begin.elapsed().as_secs_f64();
         let scores = &evaluated.scores;
         let judged = criterion_value(self.session.recipe.training.criterion, scores);
@@ -290,141 +295,6 @@ impl<'a> StageRun<'a> {
         }
         board.flush()
     }
-
-    /// Saves where the stage stands. At the end of an epoch the weights may be the best so far, or those after the first one.
-    fn save(&mut self, is_best: bool, is_first: bool) -> Result<()> {
-        self.position.updates = self.learner.updater.updates;
-        self.position.epsilon = Some(self.learner.updater.epsilon);
-        let parameters = &self.learner.parameters;
-        let weights = named_parameters(parameters);
-        let states: Vec<(String, _)> = self.learner.updater.named_states(parameters).collect();
-        let optimizer: Vec<NamedTensor<'_>> = states
-            .iter()
-            .map(|(name, tensor)| NamedTensor { name, shape: tensor.shape(), data: tensor.data() })
-            .collect();
-        let tensors = |tensors| Content::Tensors { tensors, metadata: &[] };
-        let mut parts = vec![
-            Part { name: "weights", content: tensors(&weights) },
-            Part { name: "optimizer", content: tensors(&optimizer) },
-        ];
-        if is_best {
-            parts.push(Part { name: "best", content: Content::SameAs("weights") });
-        } else if self.best.is_some() {
-            parts.push(Part { name: "best", content: Content::Kept });
-        }
-        if is_first {
-            parts.push(Part { name: "after-first-epoch", content: Content::SameAs("weights") });
-        } else if self.after_first_epoch.is_some() {
-            parts.push(Part { name: "after-first-epoch", content: Content::Kept });
-        }
-        checkpoint::save_state(&self.folder.path, &parts, &self.position)?;
-        self.last_save = Instant::now();
-        Ok(())
-    }
-
-    /// Gives the parts of the state that was just saved at an epoch's end their lasting names, and maps those that are needed later.
-    fn publish(&mut self) -> Result<()> {
-        let epoch = self.position.epochs_done;
-        if self.position.best.as_ref().is_some_and(|best| best.epoch == epoch) {
-            checkpoint::publish_part(&self.folder.path, "best", &self.folder.best())?;
-            self.best = Some(checkpoint::load_weights(self.folder.best())?);
-        }
-        if self.session.recipe.training.keep == Keep::All {
-            checkpoint::publish_part(&self.folder.path, "weights", &self.folder.epoch(epoch))?;
-        }
-        if epoch == 1 {
-            let state: Option<State<Position>> = checkpoint::load_state(&self.folder.path)?;
-            self.after_first_epoch = state.and_then(|mut state| state.parts.remove("after-first-epoch"));
-        }
-        Ok(())
-    }
-
-    /// Scores the best weights, and says what the stage came to.
-    fn finish(mut self) -> Result<StageResult> {
-        let best = self.best.take().ok_or_else(|| {
-            Error::key("training.max_epochs", "the stage has no epoch").remedy("Train for at least one epoch")
-        })?;
-        read_parameters(&mut self.learner.parameters, &best, |_| true)?;
-        self.check_frozen()?;
-        let movement = self.movement(&best)?;
-        let valid = self.evaluate(self.session.valid, Decoder::Greedy)?;
-        self.write_trn("valid", &valid)?;
-        let test = self.session.test.map(|data| self.evaluate(data, Decoder::Greedy)).transpose()?;
-        if let Some(test) = &test {
-            self.write_trn("test", test)?;
-        }
-        let criterion = self.session.recipe.cascade.criterion;
-        let ledger = self.session.device.ledger();
-        let stage = self.start.stage;
-        Ok(StageResult {
-            stage: self.id.clone(),
-            title: stage.title.clone(),
-            frozen_groups: stage.frozen.clone(),
-            classifier_from: self.start.classifier_name.clone(),
-            seed: stage.reinit_seed.unwrap_or(self.start.seeds.init),
-            epochs: self.position.epochs_done,
-            best_epoch: self.position.best.as_ref().map_or(0, |best| best.epoch),
-            criterion: criterion_name(criterion).into(),
-            criterion_value: criterion_value(criterion, &valid.scores),
-            samples: valid.transcripts.iter().take(SAMPLES).cloned().collect(),
-            valid: valid.scores,
-            test: test.map(|test| test.scores),
-            accepted: true,
-            seconds: self.position.seconds,
-            memory: MemoryRecord {
-                parameters: ledger.live(Category::Parameter),
-                gradients: ledger.live(Category::Gradient),
-                optimizer_state: ledger.live(Category::OptimizerState),
-                kept_activations: self.position.kept_activations,
-                peak: ledger.peak_total(),
-                process_peak: process_peak(),
-            },
-            movement,
-        })
-    }
-
-    /// A frozen parameter never changes: this is what finds it if one did.
-    fn check_frozen(&self) -> Result<()> {
-        let Some(classifier) = self.start.classifier else { return Ok(()) };
-        let parameters = &self.learner.parameters;
-        for index in (0..parameters.len()).filter(|&index| !parameters.is_trainable(index)) {
-            let spec = &parameters.specs()[index];
-            let original = classifier.get(&spec.name, &spec.shape)?;
-            if !parameters.value(index).data().iter().zip(&*original).all(|(a, b)| a.to_bits() == b.to_bits()) {
-                let problem = format!("the frozen parameter {} has changed", spec.name);
-                return Err(Error::new(Subject::Stage(self.id.clone()), problem)
-                    .remedy("This is a fault of the program: please report it"));
-            }
-        }
-        Ok(())
-    }
-
-    fn movement(&self, best: &Weights) -> Result<Vec<LayerMovement>> {
-        let Some(first) = &self.after_first_epoch else { return Ok(Vec::new()) };
-        let structure = self.session.model.structure();
-        let trained = |parameter: &usize| self.learner.parameters.is_trainable(*parameter);
-        let layers = structure.layers.iter().filter(|layer| layer.parameters.clone().any(|p| trained(&p)));
-        let of_layer = |layer: &crate::models::Layer| {
-            let mut sum = 0.0;
-            for spec in &structure.specs[layer.parameters.clone()] {
-                let (from, to) = (first.get(&spec.name, &spec.shape)?, best.get(&spec.name, &spec.shape)?);
-                sum += from.iter().zip(&*to).map(|(a, b)| f64::from((b - a).abs())).sum::<f64>();
-            }
-            Ok(LayerMovement { layer: layer.name.clone(), sum_absolute_change: sum })
-        };
-        layers.map(of_layer).collect()
-    }
-
-    fn write_trn(&self, set: &str, evaluated: &Evaluated) -> Result<()> {
-        for (path, hypothesis) in [(self.folder.hypotheses(set), true), (self.folder.references(set), false)] {
-            let lines = evaluated.transcripts.iter().map(|transcript| trn::Line {
-                text: if hypothesis { &transcript.hypothesis } else { &transcript.reference },
-                utterance: &transcript.utterance,
-            });
-            trn::write(&path, lines, trn::Unit::Words)?;
-        }
-        Ok(())
-    }
 }
 
 /// The optimiser that the recipe describes.
@@ -467,33 +337,6 @@ fn read_parameters(parameters: &mut Parameters, weights: &Weights, which: impl F
     Ok(())
 }
 
-fn read_optimizer(learner: &mut Learner, weights: &Weights) -> Result<()> {
-    let Learner { parameters, updater, .. } = learner;
-    for (name, tensor) in updater.named_states_mut(parameters) {
-        let shape = tensor.shape().to_vec();
-        weights.read_into(&name, &shape, tensor.data_mut())?;
-    }
-    Ok(())
-}
-
-fn named_parameters(parameters: &Parameters) -> Vec<NamedTensor<'_>> {
-    parameters
-        .specs()
-        .iter()
-        .enumerate()
-        .map(|(index, spec)| NamedTensor { name: &spec.name, shape: &spec.shape, data: parameters.value(index).data() })
-        .collect()
-}
-
-pub fn criterion_name(criterion: Criterion) -> &'static str {
-    match criterion {
-        Criterion::Loss => "loss",
-        Criterion::Cer => "cer",
-        Criterion::Wer => "wer",
-        Criterion::Perplexity => "perplexity",
-    }
-}
-
 /// The value that is compared; infinity where the data has no such score.
 pub fn criterion_value(criterion: Criterion, scores: &Scores) -> f64 {
     match criterion {
@@ -503,16 +346,4 @@ pub fn criterion_value(criterion: Criterion, scores: &Scores) -> f64 {
         Criterion::Perplexity => scores.perplexity,
     }
     .unwrap_or(f64::INFINITY)
-}
-
-/// The peak resident memory of this process, in bytes.
-pub fn process_peak() -> u64 {
-    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: getrusage fills the structure it is given; zeroed bytes are a valid rusage even if it fails.
-    let usage = unsafe {
-        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
-        usage.assume_init()
-    };
-    // Linux counts in KiB.
-    usage.ru_maxrss as u64 * 1024
 }

@@ -1,0 +1,123 @@
+//! What a finished stage came to.
+
+use super::{StageRun, criterion_value, read_parameters};
+use crate::device::Category;
+use crate::error::{Error, Result, Subject};
+use crate::recipe::Criterion;
+use crate::score::trn;
+use crate::train::evaluate::{Decoder, Evaluated};
+use crate::train::record::{LayerMovement, MemoryRecord, StageResult};
+use crate::train::weights::Weights;
+
+/// How many decoded utterances a result keeps for the report.
+const SAMPLES: usize = 12;
+
+impl StageRun<'_> {
+    /// Scores the best weights, and says what the stage came to.
+    pub(super) fn finish(mut self) -> Result<StageResult> {
+        let best = self.best.take().ok_or_else(|| {
+            Error::key("training.max_epochs", "the stage has no epoch").remedy("Train for at least one epoch")
+        })?;
+        read_parameters(&mut self.learner.parameters, &best, |_| true)?;
+        self.check_frozen()?;
+        let movement = self.movement(&best)?;
+        let valid = self.evaluate(self.session.valid, Decoder::Greedy)?;
+        self.write_trn("valid", &valid)?;
+        let test = self.session.test.map(|data| self.evaluate(data, Decoder::Greedy)).transpose()?;
+        if let Some(test) = &test {
+            self.write_trn("test", test)?;
+        }
+        let criterion = self.session.recipe.cascade.criterion;
+        let ledger = self.session.device.ledger();
+        let stage = self.start.stage;
+        Ok(StageResult {
+            stage: self.id.clone(),
+            title: stage.title.clone(),
+            frozen_groups: stage.frozen.clone(),
+            classifier_from: self.start.classifier_name.clone(),
+            seed: stage.reinit_seed.unwrap_or(self.start.seeds.init),
+            epochs: self.position.epochs_done,
+            best_epoch: self.position.best.as_ref().map_or(0, |best| best.epoch),
+            criterion: criterion_name(criterion).into(),
+            criterion_value: criterion_value(criterion, &valid.scores),
+            samples: valid.transcripts.iter().take(SAMPLES).cloned().collect(),
+            valid: valid.scores,
+            test: test.map(|test| test.scores),
+            accepted: true,
+            seconds: self.position.seconds,
+            memory: MemoryRecord {
+                parameters: ledger.live(Category::Parameter),
+                gradients: ledger.live(Category::Gradient),
+                optimizer_state: ledger.live(Category::OptimizerState),
+                kept_activations: self.position.kept_activations,
+                peak: ledger.peak_total(),
+                process_peak: process_peak(),
+            },
+            movement,
+        })
+    }
+
+    /// A frozen parameter never changes: this is what finds it if one did.
+    fn check_frozen(&self) -> Result<()> {
+        let Some(classifier) = self.start.classifier else { return Ok(()) };
+        let parameters = &self.learner.parameters;
+        for index in (0..parameters.len()).filter(|&index| !parameters.is_trainable(index)) {
+            let spec = &parameters.specs()[index];
+            let original = classifier.get(&spec.name, &spec.shape)?;
+            if !parameters.value(index).data().iter().zip(&*original).all(|(a, b)| a.to_bits() == b.to_bits()) {
+                let problem = format!("the frozen parameter {} has changed", spec.name);
+                return Err(Error::new(Subject::Stage(self.id.clone()), problem)
+                    .remedy("This is a fault of the program: please report it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn movement(&self, best: &Weights) -> Result<Vec<LayerMovement>> {
+        let Some(first) = &self.after_first_epoch else { return Ok(Vec::new()) };
+        let structure = self.session.model.structure();
+        let trained = |parameter: &usize| self.learner.parameters.is_trainable(*parameter);
+        let layers = structure.layers.iter().filter(|layer| layer.parameters.clone().any(|p| trained(&p)));
+        let of_layer = |layer: &crate::models::Layer| {
+            let mut sum = 0.0;
+            for spec in &structure.specs[layer.parameters.clone()] {
+                let (from, to) = (first.get(&spec.name, &spec.shape)?, best.get(&spec.name, &spec.shape)?);
+                sum += from.iter().zip(&*to).map(|(a, b)| f64::from((b - a).abs())).sum::<f64>();
+            }
+            Ok(LayerMovement { layer: layer.name.clone(), sum_absolute_change: sum })
+        };
+        layers.map(of_layer).collect()
+    }
+
+    fn write_trn(&self, set: &str, evaluated: &Evaluated) -> Result<()> {
+        for (path, hypothesis) in [(self.folder.hypotheses(set), true), (self.folder.references(set), false)] {
+            let lines = evaluated.transcripts.iter().map(|transcript| trn::Line {
+                text: if hypothesis { &transcript.hypothesis } else { &transcript.reference },
+                utterance: &transcript.utterance,
+            });
+            trn::write(&path, lines, trn::Unit::Words)?;
+        }
+        Ok(())
+    }
+}
+
+fn criterion_name(criterion: Criterion) -> &'static str {
+    match criterion {
+        Criterion::Loss => "loss",
+        Criterion::Cer => "cer",
+        Criterion::Wer => "wer",
+        Criterion::Perplexity => "perplexity",
+    }
+}
+
+/// The peak resident memory of this process, in bytes.
+pub fn process_peak() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: getrusage fills the structure it is given; zeroed bytes are a valid rusage even if it fails.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    // Linux counts in KiB.
+    usage.ru_maxrss as u64 * 1024
+}
