@@ -16,6 +16,7 @@ pub mod data;
 pub mod decode;
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod models;
 pub mod nn;
 pub mod ops;

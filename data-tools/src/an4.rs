@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use headfirst::audio::FeatureOptions;
-use headfirst::data::files::read_text;
 use headfirst::error::{Error, Result};
+use headfirst::files::read_text;
 
 use crate::folder::{self, Recording};
 use crate::progress::Progress;

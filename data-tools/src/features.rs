@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use headfirst::audio::FeatureOptions;
-use headfirst::data::files::{read_text, replace_file};
 use headfirst::data::table::{read_index, read_table};
 use headfirst::error::{Error, Result};
+use headfirst::files::{read_text, write_bytes};
 
 use crate::folder::{self, Recording};
 use crate::progress::Progress;
@@ -87,7 +87,7 @@ pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
     let same_folder = fs::canonicalize(source).ok() == fs::canonicalize(out).ok();
     if !same_folder {
         for table in tables {
-            replace_file(&out.join(table), read_text(&source.join(table))?.as_bytes())?;
+            write_bytes(&out.join(table), read_text(&source.join(table))?.as_bytes())?;
         }
     }
     let progress = Progress::new(&out.display().to_string(), recordings.len(), quiet);

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use headfirst::audio::{FeatureExtractor, FeatureOptions, Features, read_audio};
 use headfirst::data::ark::ArkWriter;
-use headfirst::data::files::replace_file;
 use headfirst::error::{Error, Result};
+use headfirst::files::write_bytes;
 use rayon::prelude::*;
 
 use crate::progress::Progress;
@@ -44,7 +44,7 @@ pub fn write_table<'a>(path: &Path, rows: impl Iterator<Item = (&'a str, &'a str
         }
         text.push('\n');
     }
-    replace_file(path, text.as_bytes())
+    write_bytes(path, text.as_bytes())
 }
 
 /// The extractor for `recordings`: for the wanted sample rate, or else for that of the first recording.

@@ -7,8 +7,8 @@ use std::path::Path;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::data::files::{read_text, replace_file};
 use crate::error::{Error, Result};
+use crate::files::{read_text, write_bytes};
 
 /// The shape of an analysis window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -344,7 +344,7 @@ impl FeatureOptions {
     /// # Errors
     /// A folder that cannot be written to.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
-        replace_file(path.as_ref(), self.to_toml()?.as_bytes())
+        write_bytes(path.as_ref(), self.to_toml()?.as_bytes())
     }
 
     /// Reads `features.toml`.

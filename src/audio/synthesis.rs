@@ -23,8 +23,8 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::data::files::replace_file;
 use crate::error::{Error, Result};
+use crate::files::write_bytes;
 use crate::random::{Philox, Stream};
 
 /// The lexicon: 17 letters, and pairs that differ in one.
@@ -193,7 +193,7 @@ pub fn write_wav(path: &Path, sample_rate: u32, samples: &[i16]) -> Result<()> {
     contents.extend_from_slice(b"data");
     contents.extend_from_slice(&bytes.to_le_bytes());
     contents.extend(samples.iter().flat_map(|sample| sample.to_le_bytes()));
-    replace_file(path, &contents)
+    write_bytes(path, &contents)
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use crate::cli::output::print;
 use crate::error::{Error, Result};
+use crate::files::write_bytes;
 use crate::report;
-use crate::train::files::write_bytes;
 use crate::train::run;
 use crate::train::run_folder::RunFolder;
 use clap::Args;

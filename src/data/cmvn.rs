@@ -8,8 +8,8 @@ use std::path::Path;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::data::files::replace_file;
 use crate::error::{Error, Result};
+use crate::files::write_bytes;
 
 /// Kaldi's.
 pub const VARIANCE_FLOOR: f64 = 1e-20;
@@ -109,7 +109,7 @@ impl Cmvn {
 
     /// Writes the statistics as safetensors: `mean` and `variance`, f64 [dimension].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        replace_file(path.as_ref(), &self.to_bytes()?)
+        write_bytes(path.as_ref(), &self.to_bytes()?)
     }
 
     /// The contents of such a file.

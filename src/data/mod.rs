@@ -10,7 +10,6 @@
 pub mod ark;
 pub mod batch;
 pub mod cmvn;
-pub mod files;
 pub mod kaldi;
 pub mod prefetch;
 pub mod speech;

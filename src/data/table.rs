@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::data::files::read_text;
 use crate::error::{Error, Result};
+use crate::files::read_text;
 
 /// One line of a table. `value` is what stands behind the id, without the white space around it; it may be empty.
 #[derive(Debug, Clone, PartialEq, Eq)]

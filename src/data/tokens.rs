@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use crate::data::files::{read_text, replace_file};
 use crate::error::{Error, Result};
+use crate::files::{read_text, write_bytes};
 
 /// Line 0 of every list: what CTC writes when it writes nothing.
 pub const BLANK: &str = "<blank>";
@@ -116,7 +116,7 @@ impl TokenList {
 
     /// Writes the list as [`load`](Self::load) reads it.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        replace_file(path.as_ref(), self.to_text().as_bytes())
+        write_bytes(path.as_ref(), self.to_text().as_bytes())
     }
 
     /// One symbol a line, as [`load`](Self::load) reads it.

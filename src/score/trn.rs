@@ -14,8 +14,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::data::files::replace_file;
 use crate::error::{Error, Result};
+use crate::files::write_bytes;
 
 /// What counts as a symbol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +86,7 @@ fn push_symbol(contents: &mut String, line_begin: usize, characters: impl Iterat
 /// # Errors
 /// As [`render`], and where the file cannot be written.
 pub fn write<'a>(path: &Path, lines: impl IntoIterator<Item = Line<'a>>, unit: Unit) -> Result<()> {
-    replace_file(path, render(lines, unit)?.as_bytes())
+    write_bytes(path, render(lines, unit)?.as_bytes())
 }
 
 #[cfg(test)]

@@ -17,10 +17,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::files::{self, ChecksumWriter, Temporary, place_link, write_atomically, write_error};
 use super::weights::write_weights;
 pub use super::weights::{NamedTensor, Weights, load_weights, save_weights};
 use crate::error::{Error, Result};
+use crate::files::{self, ChecksumWriter, Temporary, place_link, write_atomically, write_error};
 
 /// The name of the file that is renamed last.
 pub const STATE_FILE: &str = "state.json";

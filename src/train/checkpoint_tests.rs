@@ -1,5 +1,5 @@
 use super::*;
-use crate::train::files::faults::{Disk, with_crash, with_disk_of};
+use crate::files::faults::{Disk, with_crash, with_disk_of};
 use crate::train::number;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

@@ -4,7 +4,6 @@ pub mod checkpoint;
 pub mod corpus;
 pub mod demo;
 pub mod evaluate;
-pub mod files;
 pub mod learner;
 pub mod loaded;
 pub mod number;

@@ -3,12 +3,12 @@
 use crate::cascade::{Next, Plan, PlanOptions, Results, Source, Stage, Strategy};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::files::write_bytes;
 use crate::models::blstm_ctc::{BlstmCtc, Sizes};
 use crate::recipe::{self, Model, Precision, Recipe};
 use crate::report::{self, RunData};
 use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
-use crate::train::files::write_bytes;
 use crate::train::progress::Progress;
 use crate::train::record::{GroupRecord, RunResult, StageResult};
 use crate::train::run_folder::{RunFolder, StartFiles};

@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::files::{self, Lock, create_folder, write_atomically, write_bytes, write_error};
 use super::record::{EpochRecord, RunResult};
 use crate::error::{Error, Result};
+use crate::files::{self, Lock, create_folder, write_atomically, write_bytes, write_error};
 
 pub const RECIPE: &str = "recipe.toml";
 pub const TOKENS: &str = "tokens.txt";

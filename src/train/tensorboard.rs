@@ -14,8 +14,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::files::{create_folder, write_error};
 use crate::error::Result;
+use crate::files::{create_folder, write_error};
 
 /// An event file that is being written.
 #[derive(Debug)]

@@ -13,8 +13,8 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::{Map, json};
 
-use super::files::{sha256, write_atomically};
 use crate::error::{Error, Result};
+use crate::files::{sha256, write_atomically};
 
 /// One tensor to be written. `data` is row-major and has as many elements as `shape` says.
 #[derive(Debug, Clone, Copy)]

@@ -1,38 +1,37 @@
 //! Writes an archive of uncompressed float matrices (FM) and its index.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::data::files::{partial_path, sync_folder_of};
 use crate::error::{Error, Result};
+use crate::files::{self, Temporary, write_error};
 
-/// One of the two files: written under its partial name until [`ArkWriter::finish`].
+/// One of the two files: a temporary until [`ArkWriter::finish`].
 struct Output {
     path: PathBuf,
-    partial: PathBuf,
-    writer: BufWriter<File>,
+    writer: BufWriter<Temporary>,
 }
 
 impl Output {
     fn create(path: &Path) -> Result<Self> {
-        let partial = partial_path(path);
-        let file = File::create(&partial).map_err(|error| Error::io(path, "be written", &error))?;
-        Ok(Output { path: path.to_path_buf(), partial, writer: BufWriter::with_capacity(1 << 20, file) })
+        let temporary = Temporary::create(path).map_err(|error| write_error(path, &error))?;
+        Ok(Output { path: path.to_path_buf(), writer: BufWriter::with_capacity(1 << 20, temporary) })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write_all(bytes).map_err(|error| Error::io(&self.path, "be written", &error))
+        self.writer.write_all(bytes).map_err(|error| write_error(&self.path, &error))
     }
 
     fn sync(&mut self) -> Result<()> {
-        let synced = self.writer.flush().and_then(|()| self.writer.get_ref().sync_all());
-        synced.map_err(|error| Error::io(&self.path, "be written", &error))
+        let synced = self.writer.flush().and_then(|()| self.writer.get_ref().sync());
+        synced.map_err(|error| write_error(&self.path, &error))
     }
 
-    fn rename(&self) -> Result<()> {
-        fs::rename(&self.partial, &self.path).map_err(|error| Error::io(&self.path, "be written", &error))
+    fn place(self) -> Result<()> {
+        let Output { path, writer } = self;
+        let placed = writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.place(&path));
+        placed.map_err(|error| write_error(&path, &error))
     }
 }
 
@@ -47,7 +46,6 @@ pub struct ArkWriter {
     offset: u64,
     ids: HashSet<String>,
     encoded: Vec<u8>,
-    finished: bool,
 }
 
 impl ArkWriter {
@@ -70,15 +68,8 @@ impl ArkWriter {
                     .remedy("Choose another name for the archive or its folder"));
             }
         };
-        let ark = Output::create(ark_path)?;
-        let scp = match Output::create(scp_path) {
-            Ok(scp) => scp,
-            Err(error) => {
-                let _ = fs::remove_file(&ark.partial);
-                return Err(error);
-            }
-        };
-        Ok(ArkWriter { ark, scp, ark_name, offset: 0, ids: HashSet::new(), encoded: Vec::new(), finished: false })
+        let (ark, scp) = (Output::create(ark_path)?, Output::create(scp_path)?);
+        Ok(ArkWriter { ark, scp, ark_name, offset: 0, ids: HashSet::new(), encoded: Vec::new() })
     }
 
     /// Appends one matrix.
@@ -128,33 +119,25 @@ impl ArkWriter {
     pub fn finish(mut self) -> Result<()> {
         self.ark.sync()?;
         self.scp.sync()?;
-        match fs::remove_file(&self.scp.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&self.scp.path, "be replaced", &error));
-            }
-            _ => sync_folder_of(&self.scp.path)?,
-        }
-        self.ark.rename()?;
-        sync_folder_of(&self.ark.path)?;
-        self.scp.rename()?;
-        self.finished = true;
-        sync_folder_of(&self.scp.path)
-    }
-}
-
-impl Drop for ArkWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Best effort: an error is already on its way to the user, or the work was given up.
-            let _ = fs::remove_file(&self.ark.partial);
-            let _ = fs::remove_file(&self.scp.partial);
-        }
+        let removed =
+            files::remove_file(&self.scp.path).and_then(|()| files::sync_folder(files::folder_of(&self.scp.path)));
+        removed.map_err(|error| write_error(&self.scp.path, &error))?;
+        self.ark.place()?;
+        self.scp.place()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::faults::{with_crash, with_disk_of};
+    use std::fs;
+
+    fn write_one(ark: &Path, scp: &Path) -> Result<()> {
+        let mut writer = ArkWriter::create(ark, scp)?;
+        writer.write("a", 2, 2, &[1.0, 2.0, 3.0, 4.0])?;
+        writer.finish()
+    }
 
     #[test]
     fn the_bytes_are_those_of_kaldis_binary_float_matrices() {
@@ -211,19 +194,44 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
-    #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_is_an_error_that_leaves_the_old_archive() {
         let folder = tempfile::tempdir().unwrap();
         let (ark, scp) = (folder.path().join("f.ark"), folder.path().join("f.scp"));
         fs::write(&ark, "old").unwrap();
         fs::write(&scp, "old").unwrap();
-        // Everything that is written to this device fails as on a full disk.
-        std::os::unix::fs::symlink("/dev/full", partial_path(&ark)).unwrap();
-        let mut writer = ArkWriter::create(&ark, &scp).unwrap();
-        writer.write("a", 1, 1, &[1.0]).unwrap();
-        let error = writer.finish().unwrap_err().to_string();
+        let error = with_disk_of(20, || write_one(&ark, &scp)).unwrap_err().to_string();
         assert!(error.contains("f.ark: cannot be written") && error.contains("Free some space"), "{error}");
         assert_eq!((fs::read(&ark).unwrap(), fs::read(&scp).unwrap()), (b"old".to_vec(), b"old".to_vec()));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn no_crash_leaves_an_index_beside_an_archive_that_it_was_not_made_for() {
+        let finished = tempfile::tempdir().unwrap();
+        let new_ark = {
+            write_one(&finished.path().join("f.ark"), &finished.path().join("f.scp")).unwrap();
+            fs::read(finished.path().join("f.ark")).unwrap()
+        };
+        let mut crashes = 0;
+        loop {
+            let folder = tempfile::tempdir().unwrap();
+            let (ark, scp) = (folder.path().join("f.ark"), folder.path().join("f.scp"));
+            fs::write(&ark, "old").unwrap();
+            fs::write(&scp, "old").unwrap();
+            let (outcome, _) = with_crash(Some(crashes), || write_one(&ark, &scp));
+            let ark = fs::read(&ark).unwrap();
+            match fs::read(&scp) {
+                Ok(index) if index == b"old" => assert_eq!(ark, b"old", "crash {crashes}"),
+                Ok(_) => assert_eq!(ark, new_ark, "crash {crashes}"),
+                Err(_) => assert!(ark == b"old" || ark == new_ark, "crash {crashes}"),
+            }
+            if outcome.is_ok() {
+                break;
+            }
+            crashes += 1;
+        }
+        // Two of each: create, write, sync, rename, sync of the folder; and the old index's removal with its sync.
+        assert_eq!(crashes, 12);
     }
 }

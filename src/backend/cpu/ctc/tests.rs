@@ -191,7 +191,7 @@ fn gradients_keep_their_accuracy_over_two_thousand_frames() {
 fn the_gradient_is_the_slope_of_the_loss() {
     let mut case = Case::new(5, &[(7, &[1, 1, 4]), (5, &[2, 3])], 1.5);
     let gradient = case.run().gradient;
-    for i in 0..case.logits.len() {
+    for (i, &ours) in gradient.iter().enumerate() {
         let before = case.logits[i];
         let mut at = |x: f32| {
             case.logits[i] = x;
@@ -201,7 +201,7 @@ fn the_gradient_is_the_slope_of_the_loss() {
         let slope = (at(before + step) - at(before - step)) / (f64::from(before + step) - f64::from(before - step));
         case.logits[i] = before;
         // The third derivative times step^2 / 6, and the loss's own f32 roundings over twice the step.
-        assert!((f64::from(gradient[i]) - slope).abs() < 1e-4, "{i}: {} for {slope}", gradient[i]);
+        assert!((f64::from(ours) - slope).abs() < 1e-4, "{i}: {ours} for {slope}");
     }
 }
 

@@ -183,14 +183,14 @@ unsafe fn step<S: Simd>(
                 let dgates = layer.gates.0.add((following_row + first) * 4 * hidden);
                 let row = step.first_row + first;
                 let gates = Ahead {
-                    place: layer.gates.0.wrapping_add(row * 4 * hidden + panel * width),
+                    place: layer.gates.0.wrapping_add(row * 4 * hidden + (panel + 1) * width),
                     stride: 4 * hidden,
-                    floats: width.min(hidden - panel * width),
+                    floats: width,
                 };
                 let gate = |gate: usize| Ahead { place: gates.place.wrapping_add(gate * hidden), ..gates };
-                let cells = layer.cells.0.wrapping_add(row * hidden + panel * width);
+                let cells = layer.cells.0.wrapping_add(row * hidden + (panel + 1) * width);
                 let cells = Ahead { place: cells, stride: hidden, ..gates };
-                let output = layer.output_gradient.0.wrapping_add(row * shape.output_width() + panel * width);
+                let output = layer.output_gradient.0.wrapping_add(row * shape.output_width() + (panel + 1) * width);
                 let output = Ahead { place: output, stride: shape.output_width(), ..gates };
                 let ahead = [gate(0), gate(1), gate(2), gate(3), cells, output];
                 product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden, &ahead);

@@ -43,7 +43,7 @@ impl WithSimd for Run<'_, '_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Run { shape, directions, output, workers } = self;
-        let layers = check::<S>(shape, directions, output);
+        let layers = check(shape, directions, output);
         let hidden = shape.hidden;
         let panels = hidden.div_ceil(S::F32_LANES);
         let work = |worker: usize, barrier: Option<&Barrier>| {
@@ -79,7 +79,7 @@ fn shared(slice: &[f32]) -> Shared<f32> {
 }
 
 /// Holds every slice against the shape; from here on the kernels trust it.
-fn check<S: Simd>(shape: &Shape, directions: &mut [Forward], output: &mut [f32]) -> Vec<Layer> {
+fn check(shape: &Shape, directions: &mut [Forward], output: &mut [f32]) -> Vec<Layer> {
     shape.check();
     let (rows, hidden) = (shape.rows(), shape.hidden);
     assert_eq!(directions.len(), shape.directions, "operands for every direction");
@@ -186,10 +186,12 @@ struct Pointwise<'a, S> {
 }
 
 impl<S: Simd> Pointwise<'_, S> {
-    /// What `rows` will touch first: the projections, the places of c and h.
+    /// What the next panel's `rows` will touch first: the projections, the places of c and h.
     #[inline(always)]
     fn ahead(&self, row: usize) -> [Ahead; VECTORS + 2] {
-        let Pointwise { layer, hidden, width, unit, .. } = *self;
+        let Pointwise { layer, hidden, width, .. } = *self;
+        // Behind the last panel these are units of other gates: no harm in asking.
+        let unit = self.unit + S::F32_LANES;
         let gates = Ahead {
             place: layer.gates.0.wrapping_add(row * 4 * hidden + unit),
             stride: 4 * hidden,

@@ -17,6 +17,10 @@
 //! A time step multiplies [n, H] by [H, 4H] forward and [n, 4H] by [4H, H] backward: 8 n H^2 operations each, on 16 H^2 bytes of weights, so
 //! n / 2 operations a byte. At n = 16 and 85 GFLOP/s a core asks for 11 GB/s: the last-level cache gives that, memory need not
 //! (two directions of H = 320 are 3.3 MB; H = 1150 is 21 MB). The sums run over k in a fixed order, whatever the split.
+//!
+//! Measured in processor time of a busy two-core Zen 4 with AVX2 (86 to 90 GFLOP/s a core at most): 2 x 320, 16 x 200: 5.24e9 operations
+//! each way, 61 ms at the limit; 73 to 76 ms forward (the products run at 82 to 87 GFLOP/s, a tenth is sigmoid and tanh, the rest
+//! waits for memory), 74 to 76 ms backward. H = 1150, 20 x 35: 7.4e9, 92 ms forward and backward, 80 GFLOP/s.
 
 mod backward;
 mod forward;

@@ -171,3 +171,12 @@ fn a_lock_is_held_by_one_only() {
     drop(first);
     assert!(Lock::take(&path).unwrap().is_some());
 }
+
+#[test]
+fn text_that_is_not_utf8_is_an_error_naming_line_and_offset() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text");
+    fs::write(&path, b"a one\nb tw\xff\n").unwrap();
+    let error = read_text(&path).unwrap_err().to_string();
+    assert!(error.contains("text:2:") && error.contains("offset 10"), "{error}");
+}

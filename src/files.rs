@@ -1,6 +1,6 @@
-//! Durable files. Everything a run writes goes through here: written beside its place under a temporary name, synced,
+//! Durable files. Everything that is written goes through here: written beside its place under a temporary name, synced,
 //! renamed, its folder synced. So a process killed at any instant, a full disk or a power cut leaves the old file or the
-//! new one, never a part of one.
+//! new one, never a part of one. Text files are read here too, so that a bad byte is named by its line.
 //!
 //! A temporary is called `.NAME.PID-COUNT.tmp` and is locked by the process that writes it. One that nobody has locked was
 //! left by a process that was killed, and is removed by the next that writes the same file.
@@ -77,7 +77,21 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()
     write_atomically(path, |writer| writer.write_all(bytes.as_ref()))
 }
 
-/// A file that is complete and synced but has only a temporary name. Dropped before it is placed, it is removed.
+/// The text of a UTF-8 file.
+///
+/// # Errors
+/// A file that cannot be read; bytes that are no UTF-8, naming their line and their byte offset.
+pub fn read_text(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(|error| Error::io(path, "be read", &error))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count();
+        Error::line(path, line, format!("the byte at offset {offset} of the file is not UTF-8"))
+            .remedy("Convert the file, for example with iconv -f latin1 -t utf-8")
+    })
+}
+
+/// A file that has only a temporary name yet. Dropped before it is placed, it is removed.
 pub(crate) struct Temporary {
     path: PathBuf,
     /// Stays open, and locked, until the file has its place.
@@ -86,18 +100,29 @@ pub(crate) struct Temporary {
 }
 
 impl Temporary {
-    /// Writes a temporary beside `beside`, whose name it borrows, and syncs it.
-    pub(crate) fn write(beside: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<Self> {
+    /// Starts an empty temporary beside `beside`, whose name it borrows. For a file that grows bit by bit; it is to be
+    /// [synced](Self::sync) before it is placed.
+    pub(crate) fn create(beside: &Path) -> io::Result<Self> {
         remove_abandoned(folder_of(beside), |name| is_temporary_of(name, beside.file_name()));
         let (path, file) = create_locked(beside)?;
         // From here on every way out removes the temporary.
-        let temporary = Temporary { path, file, placed: false };
-        let mut writer = BufWriter::with_capacity(WRITE_BUFFER, Destination(&temporary));
+        Ok(Temporary { path, file, placed: false })
+    }
+
+    /// Writes a whole temporary beside `beside` and syncs it.
+    pub(crate) fn write(beside: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<Self> {
+        let mut temporary = Self::create(beside)?;
+        let mut writer = BufWriter::with_capacity(WRITE_BUFFER, &mut temporary);
         write(&mut writer)?;
         writer.flush()?;
         drop(writer);
-        perform(Operation::SyncFile(&temporary.path), || temporary.file.sync_all())?;
+        temporary.sync()?;
         Ok(temporary)
+    }
+
+    /// Makes what was written durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        perform(Operation::SyncFile(&self.path), || self.file.sync_all())
     }
 
     /// Gives the file its place, replacing what stood there, and makes the change durable.
@@ -119,11 +144,9 @@ impl Drop for Temporary {
     }
 }
 
-struct Destination<'a>(&'a Temporary);
-
-impl Write for Destination<'_> {
+impl Write for Temporary {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        perform(Operation::Write(&self.0.path, bytes), || (&self.0.file).write(bytes))
+        perform(Operation::Write(&self.path, bytes), || (&self.file).write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
