@@ -87,7 +87,7 @@ pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
     let same_folder = fs::canonicalize(source).ok() == fs::canonicalize(out).ok();
     if !same_folder {
         for table in tables {
-            write_bytes(&out.join(table), read_text(&source.join(table))?.as_bytes())?;
+            write_bytes(out.join(table), read_text(&source.join(table))?.as_bytes())?;
         }
     }
     let progress = Progress::new(&out.display().to_string(), recordings.len(), quiet);
