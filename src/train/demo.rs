@@ -8,10 +8,9 @@
 //! From there on nothing is special: features, training, cascade and report are those of any other recipe.
 
 use crate::audio::synthesis::{self, CorpusOptions, Spoken, write_wav};
-use crate::data::files::replace_file;
 use crate::error::Result;
+use crate::files::{create_folder, write_bytes};
 use crate::recipe::Recipe;
-use crate::train::files::create_folder;
 use rayon::prelude::*;
 use std::fmt::Write;
 use std::ops::Range;
@@ -51,7 +50,7 @@ pub fn prepare(folder: &Path) -> Result<Prepared> {
         example = corpus.first().map(|spoken| (path.join(wav(spoken)), spoken.text.clone()));
     }
     let path = folder.join("demo.toml");
-    replace_file(&path, RECIPE.as_bytes())?;
+    write_bytes(&path, RECIPE)?;
     Ok(Prepared {
         recipe: Recipe::load(&path, &[])?,
         utterances,
@@ -84,7 +83,7 @@ fn write_set(folder: &Path, corpus: &[Spoken]) -> Result<()> {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{} {}", spoken.utterance, value(spoken));
         }
-        replace_file(&folder.join(name), text.as_bytes())
+        write_bytes(folder.join(name), text)
     };
     table("wav.scp", wav)?;
     table("text", |spoken| spoken.text.clone())?;
