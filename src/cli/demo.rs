@@ -12,8 +12,10 @@ use clap::Args;
 use std::cell::RefCell;
 use std::path::PathBuf;
 
-/// Generates a small spoken corpus and trains a whole cascade on it: joint training, then stage by stage with more of the top frozen.
-/// It takes about a minute on two cores and needs no data. Ctrl-C saves the state first and says how to go on.
+/// Generate a small spoken corpus and train a whole cascade on it, in about a minute
+///
+/// First all layers are trained together, then stage by stage with more of the top frozen and the rest reinitialised. It ends with a
+/// table of the stages and a report. Needs no data; Ctrl-C saves the state first and says how to go on.
 #[derive(Args)]
 pub struct Demo {
     /// The run's folder; where it is taken, the next free of DIR-2, DIR-3, ...
