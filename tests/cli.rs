@@ -35,7 +35,7 @@ const COMMANDS: [(&str, &[&str]); 8] = [
     ("train", &["--out", "--set", "--resume"]),
     ("evaluate", &["--recipe", "--weights", "--data", "--beam", "--json"]),
     ("transcribe", &["--channel", "--beam", "--json"]),
-    ("plan", &[]),
+    ("plan", &["--set", "--json"]),
     ("report", &["--out"]),
     ("bench", &["--json", "--once", "--seconds"]),
     ("doctor", &["--json"]),

@@ -55,7 +55,6 @@ enum Command {
     Train(train::Train),
     Evaluate(evaluate::Evaluate),
     Transcribe(transcribe::Transcribe),
-    /// Say what every stage of a recipe will take: parameters, memory, operations
     Plan(plan::Plan),
     Report(report::Report),
     Bench(bench::Bench),

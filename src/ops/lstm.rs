@@ -35,8 +35,6 @@ struct Kept {
     gates: Tensor,
     /// `[R, H]`
     cells: Tensor,
-    /// The sum of both biases, `[4H]`; forward alone reads it.
-    bias: Vec<f32>,
     recurrent_weight: Tensor,
     /// Only if the gradient of the input is wanted.
     input_weight: Option<Tensor>,
@@ -58,6 +56,8 @@ pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direc
     let device = tape.device().clone();
     let mut output = Tensor::uninitialized(&device, &[rows, directions.len() * hidden], Category::Activation);
     let mut kept = Vec::with_capacity(directions.len());
+    // The sum of both biases of each direction, `[4H]`; forward alone reads it.
+    let mut biases: Vec<Vec<f32>> = Vec::with_capacity(directions.len());
     for direction in directions {
         let mut gates = Tensor::uninitialized(&device, &[rows, 4 * hidden], Category::Activation);
         device.count_operations((2 * rows * inputs * 4 * hidden) as u64);
@@ -66,12 +66,12 @@ pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direc
             let x = Matrix::rows(x.tensor().data(), inputs);
             matmul(rows, 4 * hidden, inputs, x, weight, gates.data_mut(), 4 * hidden, false);
         }
-        let biases = direction.input_bias.tensor().data().iter().zip(direction.recurrent_bias.tensor().data());
+        let both = direction.input_bias.tensor().data().iter().zip(direction.recurrent_bias.tensor().data());
+        biases.push(both.map(|(a, b)| a + b).collect());
         let cells = Tensor::uninitialized(&device, &[rows, hidden], Category::Activation);
         kept.push(Kept {
             gates,
             cells,
-            bias: biases.map(|(a, b)| a + b).collect(),
             recurrent_weight: direction.recurrent_weight.tensor().clone(),
             input_weight: tape.wants(x).map(|_| direction.input_weight.tensor().clone()),
             input_weight_place: tape.wants(&direction.input_weight),
@@ -84,11 +84,11 @@ pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direc
     let mut packed = packed_weights(&device, hidden, directions.len());
     if device.computes() {
         let mut operands = Vec::with_capacity(kept.len());
-        for ((kept, packed), direction) in kept.iter_mut().zip(&mut packed).zip(directions) {
+        for (((kept, packed), direction), bias) in kept.iter_mut().zip(&mut packed).zip(directions).zip(&biases) {
             cpu::lstm::pack_forward(direction.recurrent_weight.tensor().data(), hidden, packed.data_mut());
             operands.push(cpu::lstm::Forward {
                 weights: packed.data(),
-                bias: Some(&kept.bias),
+                bias: Some(bias),
                 gates: kept.gates.data_mut(),
                 cells: kept.cells.data_mut(),
                 initial: None,

@@ -12,6 +12,8 @@ use crate::random::MaskKey;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::train::updater::{Update, UpdateOptions, Updater};
+use serde::{Deserialize, Serialize};
+use std::ops::AddAssign;
 
 /// A batch of utterances, longest first.
 #[derive(Debug, Clone)]
@@ -45,6 +47,27 @@ pub struct Step {
     pub update: Update,
     /// Bytes kept between forward and backward.
     pub kept: u64,
+    pub work: Work,
+}
+
+/// Floating-point operations of the products (a multiplication and an addition are two).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    pub forward: u64,
+    pub backward: u64,
+}
+
+impl Work {
+    pub fn total(&self) -> u64 {
+        self.forward + self.backward
+    }
+}
+
+impl AddAssign for Work {
+    fn add_assign(&mut self, other: Work) {
+        self.forward += other.forward;
+        self.backward += other.backward;
+    }
 }
 
 /// What a batch evaluates to.
@@ -93,6 +116,7 @@ impl Learner {
     /// # Errors
     /// If a batch does not fit the model.
     pub fn train(&mut self, batch: &Batch, masks: &MaskKey) -> Result<Step> {
+        let before = self.device.operations();
         let mut tape = Tape::new(&self.device);
         let features = self.upload(batch);
         let (logits, sequences) =
@@ -102,14 +126,16 @@ impl Learner {
         let output = ops::ctc::ctc(&mut tape, &logits, &sequences, &batch.labels, scale)?;
         drop(logits);
         let kept = self.device.ledger().live(Category::Activation);
+        let between = self.device.operations();
         self.parameters.gradients.clear();
         tape.backward(&output.loss, 1.0, &mut self.parameters.gradients)?;
+        let work = Work { forward: between - before, backward: self.device.operations() - between };
         let update = if self.device.computes() {
             self.updater.update(&mut self.parameters)
         } else {
             Update { gradient_norm: 0.0, non_finite: None }
         };
-        Ok(Step { losses: output.losses, feasible: output.feasible, update, kept })
+        Ok(Step { losses: output.losses, feasible: output.feasible, update, kept, work })
     }
 
     /// Logits and losses, without dropout and keeping nothing.

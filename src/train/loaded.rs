@@ -13,7 +13,7 @@ use crate::train::checkpoint::load_weights;
 use crate::train::corpus::{Corpus, Frontend};
 use crate::train::evaluate::{Decoder, Evaluated, evaluate};
 use crate::train::learner::{Batch, Learner};
-use crate::train::run::{model_of_sizes, recipe_of};
+use crate::train::prepare::{model_of_sizes, recipe_of};
 use crate::train::run_folder::RunFolder;
 use crate::train::stage::update_options;
 use crate::train::weights::Weights;

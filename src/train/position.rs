@@ -19,6 +19,9 @@ pub struct Position {
     pub sums: EpochSums,
     pub best: Option<Best>,
     pub epochs_without_improvement: usize,
+    /// True if, after the last epoch, the best weights came back: the weights are then not those that the epoch ended with.
+    #[serde(default)]
+    pub went_back: bool,
     /// Bytes, for the largest batch so far.
     pub kept_activations: u64,
     /// Training and validation, since the stage began.

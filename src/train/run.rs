@@ -2,20 +2,21 @@
 
 use crate::cascade::{Next, Plan, PlanOptions, Results, Source, Stage, Strategy};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::write_bytes;
-use crate::models::blstm_ctc::{BlstmCtc, Sizes};
-use crate::recipe::{self, Model, Precision, Recipe};
+use crate::models::blstm_ctc::BlstmCtc;
+use crate::recipe::{self, Recipe};
 use crate::report::{self, RunData};
 use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
+use crate::train::prepare::{Prepared, prepare};
 use crate::train::progress::Progress;
 use crate::train::record::{GroupRecord, RunResult, StageResult};
 use crate::train::run_folder::{RunFolder, StartFiles};
 use crate::train::signals::StopRequest;
 use crate::train::stage::{Session, StageStart, train_stage};
 use crate::train::weights::Weights;
-use crate::train::weights_reference::{WeightsReference, resolve_reference};
+use crate::train::weights_reference::WeightsReference;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -30,27 +31,8 @@ pub fn train(
     progress: &RefCell<Progress>,
     stop: &StopRequest,
 ) -> Result<RunResult> {
-    check_precision(recipe, device)?;
-    let classifiers = classifiers(recipe)?;
     let is_new = folder.recipe().is_err();
-    let (frontend, keep_normalization) = match classifiers.first() {
-        _ if !is_new => (Some(Frontend::of_run(folder, recipe)?), true),
-        Some(classifier) => {
-            let other = RunFolder::open(&classifier.run)?;
-            let other_recipe = recipe_of(&other)?;
-            (Some(Frontend::of_run(&other, &other_recipe)?), recipe.data.cmvn == recipe::Cmvn::Classifier)
-        }
-        None => (None, false),
-    };
-    if recipe.data.cmvn == recipe::Cmvn::Classifier && frontend.as_ref().is_some_and(|other| other.cmvn().is_none()) {
-        let problem = "is \"classifier\", but the classifier's run has no statistics over its training set";
-        return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
-    }
-    let corpus = Corpus::open(recipe, frontend, keep_normalization)?;
-    let model = model(recipe, &corpus)?;
-    for classifier in &classifiers {
-        check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;
-    }
+    let Prepared { corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder))?;
     if is_new {
         write_start(recipe, folder, &corpus.frontend)?;
     }
@@ -75,36 +57,6 @@ pub fn train(
     run.result.finished = true;
     run.save()?;
     Ok(run.result)
-}
-
-/// The model that the recipe asks for on this data.
-///
-/// # Errors
-/// If the data has no frames to learn from.
-pub fn model(recipe: &Recipe, corpus: &Corpus) -> Result<BlstmCtc> {
-    Ok(model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len()))
-}
-
-/// The model that the recipe asks for, with so many features a frame and so many symbols.
-pub fn model_of_sizes(recipe: &Recipe, inputs: usize, symbols: usize) -> BlstmCtc {
-    let Model::BlstmCtc(sizes) = &recipe.model;
-    BlstmCtc::new(Sizes {
-        inputs,
-        units: sizes.units,
-        projection: sizes.projection,
-        subsample: sizes.subsample.clone(),
-        dropout: sizes.dropout,
-        symbols,
-    })
-}
-
-/// The recipe that a run keeps.
-///
-/// # Errors
-/// If it is missing or no recipe.
-pub fn recipe_of(folder: &RunFolder) -> Result<Recipe> {
-    let path = folder.path().join(crate::train::run_folder::RECIPE);
-    Recipe::load(path, &[])
 }
 
 /// The strategy of each seed, with its plan.
@@ -135,7 +87,8 @@ pub fn plans(recipe: &Recipe, groups: usize) -> Result<Vec<(u64, Plan)>> {
     recipe.seeds.iter().map(plan).collect()
 }
 
-fn strategy_name(strategy: recipe::Strategy) -> &'static str {
+/// A strategy as recipes write it.
+pub fn strategy_name(strategy: recipe::Strategy) -> &'static str {
     match strategy {
         recipe::Strategy::None => "none",
         recipe::Strategy::Greedy => "greedy",
@@ -296,38 +249,6 @@ fn stage_summary(result: &StageResult) -> String {
         line.push_str(&format!(", test CER {}", percent(test.cer)));
     }
     line
-}
-
-fn check_precision(recipe: &Recipe, device: &Device) -> Result<()> {
-    if recipe.training.precision == Precision::F32 {
-        return Ok(());
-    }
-    let problem = format!("only \"f32\" is computed on {device}");
-    Err(Error::key("training.precision", problem).remedy("Use precision = \"f32\""))
-}
-
-fn classifiers(recipe: &Recipe) -> Result<Vec<WeightsReference>> {
-    recipe.cascade.classifier_from.iter().map(|source| resolve_reference(&source.path, source.epoch)).collect()
-}
-
-/// The frozen groups must have the tokens and the shapes of the model that they go into.
-fn check_classifier(reference: &WeightsReference, corpus: &Corpus, model: &BlstmCtc, groups: usize) -> Result<()> {
-    let folder = RunFolder::open(&reference.run)?;
-    let tokens = Frontend::of_run(&folder, &recipe_of(&folder)?)?.tokens;
-    if tokens.symbols() != corpus.frontend.tokens.symbols() {
-        return Err(Error::key(
-            "cascade.classifier_from",
-            format!("{} has another token list than the other classifiers", reference.run.display()),
-        )
-        .remedy("Take classifiers from runs with the same tokens.txt"));
-    }
-    let weights = checkpoint::load_weights(reference.file())?;
-    let structure = model.structure();
-    let frozen = structure.groups.iter().rev().take(groups).flat_map(|group| group.parameters.clone());
-    for spec in frozen.map(|index| &structure.specs[index]) {
-        weights.get(&spec.name, &spec.shape)?;
-    }
-    Ok(())
 }
 
 fn write_start(recipe: &Recipe, folder: &RunFolder, frontend: &Frontend) -> Result<()> {

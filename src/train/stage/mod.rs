@@ -263,7 +263,9 @@ impl<'a> StageRun<'a> {
             position.epochs_without_improvement += 1;
         }
         let decayed = self.learner.updater.epsilon.after_validation(scores.loss);
-        if decayed && self.session.recipe.optimizer.epsilon_decay_restores_best && !is_best {
+        self.position.went_back = decayed && self.session.recipe.optimizer.epsilon_decay_restores_best && !is_best;
+        if self.position.went_back {
+            self.keep_epoch(epoch)?;
             let best = self.best.as_ref().ok_or_else(|| Error::program("no best weights to go back to"))?;
             read_parameters(&mut self.learner.parameters, best, |_| true)?;
         }

@@ -7,7 +7,7 @@ use crate::recipe::Keep;
 use crate::train::checkpoint::{self, Content, NamedTensor, Part, State};
 use crate::train::learner::Learner;
 use crate::train::position::Position;
-use crate::train::weights::Weights;
+use crate::train::weights::{Weights, save_weights};
 use std::time::Instant;
 
 impl StageRun<'_> {
@@ -42,6 +42,14 @@ impl StageRun<'_> {
         Ok(())
     }
 
+    /// Keeps the weights that an epoch ended with, if every epoch's are kept: before the best ones come back and are what is saved.
+    pub(super) fn keep_epoch(&self, epoch: usize) -> Result<()> {
+        if self.session.recipe.training.keep == Keep::All {
+            save_weights(self.folder.epoch(epoch), &named_parameters(&self.learner.parameters), &[])?;
+        }
+        Ok(())
+    }
+
     /// Gives the parts of the state that was just saved at an epoch's end their lasting names, and maps those that are needed later.
     pub(super) fn publish(&mut self) -> Result<()> {
         let epoch = self.position.epochs_done;
@@ -49,7 +57,7 @@ impl StageRun<'_> {
             checkpoint::publish_part(&self.folder.path, "best", &self.folder.best())?;
             self.best = Some(checkpoint::load_weights(self.folder.best())?);
         }
-        if self.session.recipe.training.keep == Keep::All {
+        if self.session.recipe.training.keep == Keep::All && !self.position.went_back {
             checkpoint::publish_part(&self.folder.path, "weights", &self.folder.epoch(epoch))?;
         }
         if epoch == 1 {

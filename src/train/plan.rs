@@ -1,0 +1,228 @@
+//! What a recipe will take, before anything is allocated: the memory and the work of every stage.
+//!
+//! Nothing is estimated. The stages run the very steps that train them, over all their batches, on the device `plan`, whose tensors
+//! have shapes and no elements: its ledger then has the bytes that training will have, and its counter the operations. Of the
+//! data only the sizes are read, but for folders with audio and no features, whose frames are known once they are computed.
+
+use crate::data::speech::SpeechData;
+use crate::device::{Category, Device};
+use crate::error::Result;
+use crate::models::blstm_ctc::BlstmCtc;
+use crate::nn::{Parameters, Scheme};
+use crate::ops::sequences::Sequences;
+use crate::random::MaskKey;
+use crate::recipe::{Cmvn, Recipe};
+use crate::train::corpus::Corpus;
+use crate::train::learner::{Batch, Learner, Work};
+use crate::train::prepare::{Prepared, prepare};
+use crate::train::record::GroupRecord;
+use crate::train::run;
+use crate::train::stage::update_options;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// What a run will take.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunForecast {
+    pub name: String,
+    pub strategy: String,
+    pub symbols: usize,
+    pub training_utterances: usize,
+    pub training_frames: u64,
+    /// Of the training set: optimiser steps of an epoch.
+    pub batches: usize,
+    /// Of each stage.
+    pub max_epochs: usize,
+    /// Bottom to top.
+    pub groups: Vec<GroupRecord>,
+    /// The most stages that the strategy can train; fewer if one of them is no improvement.
+    pub most_stages: usize,
+    /// Floating-point operations of one epoch of each of the stages, training and validation.
+    pub operations_of_an_epoch_of_each: u64,
+    pub stages: Vec<StageForecast>,
+}
+
+/// What a stage will take. Bytes are those of `result.json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageForecast {
+    pub stage: String,
+    pub title: String,
+    /// Indices of the frozen groups, 0 is the lowest.
+    pub frozen_groups: Vec<usize>,
+    #[serde(flatten)]
+    pub needs: Needs,
+}
+
+/// What training with some groups frozen takes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Needs {
+    pub parameters: u64,
+    pub trainable_parameters: u64,
+    pub memory: Memory,
+    /// Of an epoch: all batches of the training set.
+    pub epoch: Work,
+    /// Of an epoch: the validation set.
+    pub validation_operations: u64,
+    /// The batch with the largest peak; with it training finds out soonest if the memory is enough.
+    pub largest_batch: BatchForecast,
+}
+
+/// Bytes. The same fields as [`crate::train::record::MemoryRecord`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    pub parameters: u64,
+    pub gradients: u64,
+    pub optimizer_state: u64,
+    /// Kept between forward and backward, for the batch that keeps most.
+    pub kept_activations: u64,
+    /// The largest sum of everything at one instant of training or evaluation.
+    pub peak: u64,
+}
+
+/// A training step on one batch.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct BatchForecast {
+    /// From 0, the batch with the longest utterance first.
+    pub batch: usize,
+    /// The id of its longest utterance.
+    pub longest_utterance: String,
+    pub utterances: usize,
+    /// Of the longest utterance.
+    pub longest_frames: usize,
+    pub frames: usize,
+    pub labels: usize,
+    pub kept_activations: u64,
+    pub peak: u64,
+    pub work: Work,
+}
+
+/// Forecasts a training with this recipe on `device`.
+///
+/// # Errors
+/// Those of a training: recipe, data or classifiers that are bad or do not fit together.
+pub fn forecast(recipe: &Recipe, device: &Device) -> Result<RunForecast> {
+    let mut without_statistics = recipe.clone();
+    if recipe.data.cmvn == Cmvn::Global {
+        // They would take a pass over all features, none of which is read here.
+        without_statistics.data.cmvn = Cmvn::None;
+    }
+    let Prepared { corpus, model, .. } = prepare(&without_statistics, device, None)?;
+    let structure = model.structure();
+    let group = |group: &crate::models::Group| GroupRecord {
+        name: group.name.clone(),
+        parameters: structure.count(group.parameters.clone()),
+    };
+    // What a stage takes depends on what it freezes alone.
+    let mut known: BTreeMap<Vec<usize>, Needs> = BTreeMap::new();
+    let mut stages = Vec::new();
+    for (_, plan) in run::plans(recipe, structure.groups.len())? {
+        for stage in plan.outline() {
+            let needs = match known.get(&stage.frozen) {
+                Some(needs) => needs.clone(),
+                None => {
+                    known.entry(stage.frozen.clone()).or_insert(needs(recipe, &corpus, &model, &stage.frozen)?).clone()
+                }
+            };
+            stages.push(StageForecast {
+                stage: stage.id.to_string(),
+                title: stage.title,
+                frozen_groups: stage.frozen,
+                needs,
+            });
+        }
+    }
+    let utterances = corpus.train.utterances();
+    Ok(RunForecast {
+        name: recipe.name.clone(),
+        strategy: run::strategy_name(recipe.cascade.strategy).into(),
+        symbols: corpus.frontend.tokens.len(),
+        training_utterances: utterances.len(),
+        training_frames: utterances.iter().map(|utterance| utterance.frames as u64).sum(),
+        batches: corpus.train.plan(corpus.limits)?.len(),
+        max_epochs: recipe.training.max_epochs,
+        groups: structure.groups.iter().map(group).collect(),
+        most_stages: stages.len(),
+        operations_of_an_epoch_of_each: stages.iter().map(|stage| stage.needs.operations_of_an_epoch()).sum(),
+        stages,
+    })
+}
+
+impl Needs {
+    /// Training and validation.
+    pub fn operations_of_an_epoch(&self) -> u64 {
+        self.epoch.total() + self.validation_operations
+    }
+}
+
+/// Runs an epoch of a stage with these groups frozen, validation and test on the device `plan`.
+///
+/// # Errors
+/// If the data does not fit the model.
+pub fn needs(recipe: &Recipe, corpus: &Corpus, model: &BlstmCtc, frozen_groups: &[usize]) -> Result<Needs> {
+    let device = Device::plan();
+    let ledger = device.ledger();
+    // Which values the parameters begin with does not matter here: none is made.
+    let parameters = Parameters::initialize(&device, &model.structure().specs, Scheme::Espnet, 0);
+    let options = update_options(recipe);
+    let mut learner = Learner::with_parameters(&device, model.clone(), parameters, frozen_groups, options);
+    let count = |indices: &mut dyn Iterator<Item = usize>| -> u64 {
+        indices.map(|index| learner.parameters.specs()[index].len() as u64).sum()
+    };
+    let mut needs = Needs {
+        parameters: count(&mut (0..learner.parameters.len())),
+        trainable_parameters: count(&mut learner.parameters.trainable()),
+        ..Needs::default()
+    };
+    needs.memory.parameters = ledger.live(Category::Parameter);
+    needs.memory.gradients = ledger.live(Category::Gradient);
+    needs.memory.optimizer_state = ledger.live(Category::OptimizerState);
+    let masks = MaskKey { seed: 0, stage: String::new(), step: 0 };
+    for (number, indices) in corpus.train.plan(corpus.limits)?.batches().iter().enumerate() {
+        let batch = sizes_of_batch(&corpus.train, indices)?;
+        ledger.reset_peaks();
+        let step = learner.train(&batch, &masks)?;
+        needs.epoch += step.work;
+        needs.memory.kept_activations = needs.memory.kept_activations.max(step.kept);
+        let peak = ledger.peak_total();
+        if peak > needs.largest_batch.peak {
+            let longest = &corpus.train.utterances()[indices[0]];
+            needs.largest_batch = BatchForecast {
+                batch: number,
+                longest_utterance: longest.id.clone(),
+                utterances: indices.len(),
+                longest_frames: longest.frames,
+                frames: batch.sequences.rows(),
+                labels: batch.labels.iter().map(Vec::len).sum(),
+                kept_activations: step.kept,
+                peak,
+                work: step.work,
+            };
+        }
+    }
+    needs.memory.peak = needs.largest_batch.peak;
+    // A held-out set may have longer utterances than the training set.
+    for (set, is_validation) in [(Some(&corpus.valid), true), (corpus.test.as_ref(), false)] {
+        let Some(set) = set else { continue };
+        ledger.reset_peaks();
+        let before = device.operations();
+        for indices in set.plan(corpus.limits)?.batches() {
+            learner.evaluate(&sizes_of_batch(set, indices)?)?;
+        }
+        needs.memory.peak = needs.memory.peak.max(ledger.peak_total());
+        if is_validation {
+            needs.validation_operations = device.operations() - before;
+        }
+    }
+    Ok(needs)
+}
+
+/// A batch as the learner takes it, but for its features. `indices` are by falling length, as a batch plan has them.
+fn sizes_of_batch(data: &SpeechData, indices: &[usize]) -> Result<Batch> {
+    let utterances: Vec<_> = indices.iter().map(|&index| &data.utterances()[index]).collect();
+    let lengths: Vec<usize> = utterances.iter().map(|utterance| utterance.frames).collect();
+    Ok(Batch {
+        sequences: Sequences::new(&lengths)?,
+        features: Vec::new(),
+        labels: utterances.iter().map(|utterance| utterance.labels.clone()).collect(),
+    })
+}

@@ -1,0 +1,124 @@
+//! Before a run: what its recipe names is opened, and checked to fit together.
+
+use crate::data::tokens::TokenList;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::models::blstm_ctc::{BlstmCtc, Sizes};
+use crate::recipe::{self, Model, Precision, Recipe};
+use crate::train::checkpoint;
+use crate::train::corpus::{Corpus, Frontend};
+use crate::train::run_folder::RunFolder;
+use crate::train::weights_reference::{WeightsReference, resolve_reference};
+
+/// What a recipe names, opened and found to fit together.
+pub struct Prepared {
+    pub corpus: Corpus,
+    pub model: BlstmCtc,
+    /// The weights of other runs that the cascade begins with.
+    pub classifiers: Vec<WeightsReference>,
+}
+
+/// Opens what the recipe names. A run that goes on brings its folder: its tokens and normalisation are used again.
+///
+/// # Errors
+/// Whatever makes a training with this recipe impossible.
+pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>) -> Result<Prepared> {
+    check_precision(recipe, device)?;
+    let classifiers = classifiers(recipe)?;
+    let (frontend, keep_normalization) = match (resumed, classifiers.first()) {
+        (Some(folder), _) => (Some(Frontend::of_run(folder, recipe)?), true),
+        (None, Some(classifier)) => {
+            let other = RunFolder::open(&classifier.run)?;
+            let frontend = Frontend::of_run(&other, &recipe_of(&other)?)?;
+            check_token_list(recipe, classifier, &frontend.tokens)?;
+            (Some(frontend), recipe.data.cmvn == recipe::Cmvn::Classifier)
+        }
+        (None, None) => (None, false),
+    };
+    if recipe.data.cmvn == recipe::Cmvn::Classifier && frontend.as_ref().is_some_and(|other| other.cmvn().is_none()) {
+        let problem = "is \"classifier\", but the classifier's run has no statistics over its training set";
+        return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
+    }
+    let corpus = Corpus::open(recipe, frontend, keep_normalization)?;
+    let model = model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len());
+    for classifier in &classifiers {
+        check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;
+    }
+    Ok(Prepared { corpus, model, classifiers })
+}
+
+/// The model that the recipe asks for, with so many features a frame and so many symbols.
+pub fn model_of_sizes(recipe: &Recipe, inputs: usize, symbols: usize) -> BlstmCtc {
+    let Model::BlstmCtc(sizes) = &recipe.model;
+    BlstmCtc::new(Sizes {
+        inputs,
+        units: sizes.units,
+        projection: sizes.projection,
+        subsample: sizes.subsample.clone(),
+        dropout: sizes.dropout,
+        symbols,
+    })
+}
+
+/// The recipe that a run keeps.
+///
+/// # Errors
+/// If it is missing or no recipe.
+pub fn recipe_of(folder: &RunFolder) -> Result<Recipe> {
+    let path = folder.path().join(crate::train::run_folder::RECIPE);
+    Recipe::load(path, &[])
+}
+
+fn check_precision(recipe: &Recipe, device: &Device) -> Result<()> {
+    if recipe.training.precision == Precision::F32 {
+        return Ok(());
+    }
+    let problem = format!("only \"f32\" is computed on {device}");
+    Err(Error::key("training.precision", problem).remedy("Use precision = \"f32\""))
+}
+
+fn classifiers(recipe: &Recipe) -> Result<Vec<WeightsReference>> {
+    recipe.cascade.classifier_from.iter().map(|source| resolve_reference(&source.path, source.epoch)).collect()
+}
+
+/// A token list that the recipe names must be that of the classifier, which decides.
+fn check_token_list(recipe: &Recipe, classifier: &WeightsReference, tokens: &TokenList) -> Result<()> {
+    let Some(path) = &recipe.data.token_list else { return Ok(()) };
+    let named = TokenList::load(tokens.unit(), path)?;
+    if let Some(difference) = difference(&named, tokens) {
+        let problem = format!("{} is not the token list of {}: {difference}", path.display(), classifier.run.display());
+        return Err(Error::key("data.token_list", problem).remedy("Leave it out: the classifier's is used"));
+    }
+    Ok(())
+}
+
+/// The frozen groups must have the tokens and the shapes of the model that they go into.
+fn check_classifier(reference: &WeightsReference, corpus: &Corpus, model: &BlstmCtc, groups: usize) -> Result<()> {
+    let folder = RunFolder::open(&reference.run)?;
+    let tokens = Frontend::of_run(&folder, &recipe_of(&folder)?)?.tokens;
+    if let Some(difference) = difference(&tokens, &corpus.frontend.tokens) {
+        let problem = format!("the token list of {} is not this run's: {difference}", reference.run.display());
+        return Err(Error::key("cascade.classifier_from", problem)
+            .remedy("Take classifiers from runs with the same tokens.txt"));
+    }
+    let weights = checkpoint::load_weights(reference.file())?;
+    let structure = model.structure();
+    let frozen = structure.groups.iter().rev().take(groups).flat_map(|group| group.parameters.clone());
+    for spec in frozen.map(|index| &structure.specs[index]) {
+        weights.get(&spec.name, &spec.shape)?;
+    }
+    Ok(())
+}
+
+/// The first symbol in which two lists differ, in words.
+fn difference(one: &TokenList, other: &TokenList) -> Option<String> {
+    if one.symbols() == other.symbols() {
+        return None;
+    }
+    let symbol = |tokens: &TokenList, index: usize| match tokens.symbols().get(index) {
+        Some(symbol) => format!("{symbol:?}"),
+        None => "none".into(),
+    };
+    let index = one.symbols().iter().zip(other.symbols()).take_while(|(a, b)| a == b).count();
+    Some(format!("symbol {index} is {}, not {}", symbol(one, index), symbol(other, index)))
+}
