@@ -1,5 +1,7 @@
 //! The promises that Headfirst keeps, one file per promise. This file is their index.
 
+/// The command line: help, exit codes, JSON, and what is never overwritten.
+mod cli;
 /// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.
 mod freezing;
 /// A tiny corpus is learned to zero error, and every strategy trains what it promises.

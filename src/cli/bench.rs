@@ -10,7 +10,9 @@ use clap::Args;
 use serde::Serialize;
 use std::time::Duration;
 
-/// Measures operations and whole training steps at named sizes. A row's time is the median of its repetitions.
+/// Measure operations and whole training steps on this device
+///
+/// The rows are of named sizes; a row's time is the median of its repetitions.
 #[derive(Args)]
 pub struct Bench {
     /// Rows, or the beginnings of their names (default: all)

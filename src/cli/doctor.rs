@@ -8,7 +8,7 @@ use crate::table::columns;
 use clap::Args;
 use serde::Serialize;
 
-/// Says which devices this binary can use here, and what `--device auto` chooses and why.
+/// Say which devices there are, and what `auto` chooses and why
 #[derive(Args)]
 pub struct Doctor {
     /// Print one JSON object

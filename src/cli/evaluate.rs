@@ -11,7 +11,10 @@ use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Scores a data set under trained weights: loss (mean over the utterances of -ln p), CER and WER. Writes nothing.
+/// Score a data set: loss, CER and WER
+///
+/// The weights are a run's, or those of a safetensors file. The loss is the mean over the utterances of -ln p; CER and WER are edits in
+/// per cent of the reference, spaces counted as symbols. Writes nothing.
 #[derive(Args)]
 pub struct Evaluate {
     /// RUN (its best stage), RUN/STAGE or RUN/STAGE@EPOCH

@@ -52,21 +52,13 @@ pub(crate) struct Common {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train what a recipe describes: joint training, then its cascade
     Train(train::Train),
-    /// Score a data set: loss, CER and WER
     Evaluate(evaluate::Evaluate),
-    /// Write down what is said in audio files
     Transcribe(transcribe::Transcribe),
-    /// Say what every stage of a recipe will take: parameters, memory, operations
     Plan(plan::Plan),
-    /// Draw one or several runs as one self-contained HTML file
     Report(report::Report),
-    /// Measure operations and whole training steps on this device
     Bench(bench::Bench),
-    /// Say which devices there are, and what `auto` chooses and why
     Doctor(doctor::Doctor),
-    /// Generate a small spoken corpus and train a whole cascade on it, in about a minute
     Demo(demo::Demo),
 }
 
@@ -91,6 +83,8 @@ fn run(cli: Cli) -> Result<()> {
         Cli::command().error(clap::error::ErrorKind::MissingSubcommand, "a command is needed; see --help").exit()
     };
     common.start_threads()?;
+    // Not every command computes, but none takes a device that is not there.
+    common.open_device()?;
     match command {
         Command::Train(command) => command.run(&common),
         Command::Evaluate(command) => command.run(&common),

@@ -9,8 +9,10 @@ use crate::train::plan::{RunForecast, StageForecast, forecast};
 use clap::Args;
 use std::path::PathBuf;
 
-/// Says what every stage of a recipe will take, before anything is allocated: parameters, memory, floating-point operations. The
-/// training's own code is run with tensors that have no elements, so the bytes are those that training will have.
+/// Say what every stage of a recipe will take: parameters, memory, operations
+///
+/// Before anything is allocated: the training's own code is run with tensors that have no elements, so the bytes are those that
+/// training will have.
 #[derive(Args)]
 pub struct Plan {
     /// The recipe, a TOML file (see `headfirst train --help`)

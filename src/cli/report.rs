@@ -9,7 +9,9 @@ use crate::train::run_folder::RunFolder;
 use clap::Args;
 use std::path::PathBuf;
 
-/// Draws one or several runs as one self-contained HTML file: curves, the cascade as a picture, error, time and memory of every stage.
+/// Draw one or several runs as one self-contained HTML file
+///
+/// It has the cascade as a picture, the curves of every stage, and its error, time and memory.
 #[derive(Args)]
 pub struct Report {
     /// The runs' folders

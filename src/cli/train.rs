@@ -12,8 +12,10 @@ use clap::Args;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-/// Trains what a recipe describes, in a folder of its own. Ctrl-C, SIGTERM and SIGUSR1 save the state first; --resume goes on with the
-/// very next batch and ends with the same weights, to the bit.
+/// Train what a recipe describes: joint training, then its cascade
+///
+/// A run has a folder of its own. Ctrl-C, SIGTERM and SIGUSR1 save the state first; --resume goes on with the very next batch and ends
+/// with the same weights, to the bit.
 #[derive(Args)]
 #[command(after_long_help = recipe::help())]
 pub struct Train {

@@ -9,7 +9,9 @@ use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Writes down what is said in audio files (WAV, FLAC, NIST SPHERE), with the features that the model was trained on.
+/// Write down what is said in audio files
+///
+/// WAV, FLAC and NIST SPHERE; the features are those that the model was trained on, another sample rate is resampled.
 #[derive(Args)]
 pub struct Transcribe {
     /// RUN (its best stage), RUN/STAGE or RUN/STAGE@EPOCH

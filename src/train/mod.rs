@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod corpus;
+pub mod demo;
 pub mod evaluate;
 pub mod learner;
 pub mod loaded;

@@ -79,6 +79,19 @@ pub fn stopped_by(signal: i32, go_on: &str) -> Error {
     error
 }
 
+/// A command line of this program that a user can paste: named as the process was started, words quoted where a shell needs it.
+pub fn command_line(arguments: &[&str]) -> String {
+    let started_as = std::env::args().next().filter(|name| name.contains('/'));
+    let program = started_as.as_deref().unwrap_or("headfirst");
+    let words: Vec<String> = [program].iter().chain(arguments).map(|word| quoted(word)).collect();
+    words.join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_alphanumeric() || "/._-+=:,@%".contains(letter);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
 /// The exit code of a process that ends with `error`.
 pub fn exit_code(error: &Error) -> i32 {
     error.interrupted_by.map_or(1, exit_code_of)
@@ -190,6 +203,12 @@ mod tests {
             "headfirst: stopped by SIGTERM, the state is saved. Go on with: headfirst train r.toml --resume."
         );
         assert_eq!((exit_code(&error), exit_code(&Error::program("failed"))), (143, 1));
+    }
+
+    #[test]
+    fn a_command_can_be_pasted_into_a_shell() {
+        assert!(command_line(&["train", "my run/recipe.toml"]).ends_with(" train 'my run/recipe.toml'"));
+        assert_eq!([quoted("runs/demo-2"), quoted(""), quoted("it's")], ["runs/demo-2", "''", r"'it'\''s'"]);
     }
 
     #[test]

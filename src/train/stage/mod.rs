@@ -23,8 +23,8 @@ use crate::train::learner::{Batch, Learner};
 use crate::train::position::{Best, Position};
 use crate::train::progress::{EpochPlan, Progress, Unit};
 use crate::train::record::{EpochRecord, Scores, StageResult};
-use crate::train::run_folder::{RunFolder, StageFolder};
-use crate::train::signals::{StopRequest, stopped_by};
+use crate::train::run_folder::{RECIPE, RunFolder, StageFolder};
+use crate::train::signals::{StopRequest, command_line, stopped_by};
 use crate::train::tensorboard::{TensorBoard, wall_time};
 use crate::train::updater::UpdateOptions;
 use crate::train::weights::Weights;
@@ -171,8 +171,10 @@ impl<'a> StageRun<'a> {
             self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
             if let Some(signal) = self.session.stop.signal() {
                 self.save(false, false)?;
-                let command = format!("headfirst train RECIPE --out {} --resume", self.session.folder.path().display());
-                return Err(stopped_by(signal, &command));
+                // The run's own recipe has every key and absolute paths, so this command works from here, whatever was given first.
+                let run = self.session.folder.path();
+                let (recipe, run) = (run.join(RECIPE).display().to_string(), run.display().to_string());
+                return Err(stopped_by(signal, &command_line(&["train", &recipe, "--out", &run, "--resume"])));
             }
             let minutes = self.session.recipe.training.save_minutes;
             if minutes > 0.0 && self.last_save.elapsed().as_secs_f64() > 60.0 * minutes {

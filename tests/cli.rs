@@ -1,0 +1,211 @@
+//! The command line keeps its contract: help, exit codes, JSON, and folders that are never overwritten. Each test starts the program.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn headfirst(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headfirst"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    headfirst(arguments).output().expect("the program starts")
+}
+
+/// Standard output of a run that must succeed.
+fn succeed(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Exit code and standard error of a run that must fail and print nothing else.
+fn fail(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = run(arguments);
+    assert!(output.stdout.is_empty(), "{arguments:?} prints {}", String::from_utf8_lossy(&output.stdout));
+    (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+}
+
+/// Every command with the options of its own.
+const COMMANDS: [(&str, &[&str]); 8] = [
+    ("train", &["--out", "--set", "--resume"]),
+    ("evaluate", &["--recipe", "--weights", "--data", "--beam", "--json"]),
+    ("transcribe", &["--channel", "--beam", "--json"]),
+    ("plan", &["--set", "--json"]),
+    ("report", &["--out"]),
+    ("bench", &["--json", "--once", "--seconds"]),
+    ("doctor", &["--json"]),
+    ("demo", &["--out"]),
+];
+
+#[test]
+fn the_help_of_every_command_explains_it_and_each_of_its_options() {
+    let overview = succeed(&["--help"]);
+    for (command, own) in COMMANDS {
+        assert!(overview.contains(&format!("\n  {command} ")), "{command} is not in the overview");
+        for help in [succeed(&[command, "--help"]), succeed(&[command, "-h"])] {
+            let (about, usage) = help.split_once("Usage: ").expect("a usage line");
+            assert!(about.trim().len() > 20, "{command} is not explained: {about:?}");
+            assert!(usage.starts_with(&format!("headfirst {command} ")), "{command}: {usage}");
+            let options = explained_options(usage);
+            for option in own.iter().chain(&["--device", "--threads", "--quiet", "--help"]) {
+                assert!(options.contains(&option.to_string()), "{command}: {option} is not explained in\n{help}");
+            }
+        }
+    }
+}
+
+/// The options that have an explanation, on their line or on the next.
+fn explained_options(help: &str) -> Vec<String> {
+    let mut lines = help.lines().peekable();
+    let mut options = Vec::new();
+    while let Some(line) = lines.next() {
+        let text = line.trim_start();
+        if !text.starts_with('-') {
+            continue;
+        }
+        let Some(option) = text.split([' ', ',']).find(|word| word.starts_with("--")) else { continue };
+        let beside = text.split_once("  ").is_some_and(|(_, explanation)| explanation.trim().len() > 8);
+        let below = lines.peek().is_some_and(|next| next.trim().len() > 8 && !next.trim_start().starts_with('-'));
+        if beside || below {
+            options.push(option.to_string());
+        }
+    }
+    options
+}
+
+#[test]
+fn the_help_of_train_lists_the_keys_of_a_recipe() {
+    let help = succeed(&["train", "--help"]);
+    for key in ["data", "max_epochs", "subsample", "strategy", "classifier_from"] {
+        assert!(help.contains(key), "{key} is missing");
+    }
+}
+
+#[test]
+fn completions_and_the_man_page_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "man"] {
+        let text = succeed(&["--generate", shell]);
+        for (command, _) in COMMANDS {
+            assert!(text.contains(command), "{shell}: {command} is missing");
+        }
+    }
+}
+
+#[test]
+fn doctor_says_which_device_auto_takes_and_why() {
+    let findings: Value = serde_json::from_str(&succeed(&["doctor", "--json", "--threads", "3"])).expect("one object");
+    assert_eq!(findings["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(findings["cpu"]["threads"], 3);
+    let auto = &findings["auto"];
+    assert!(["cpu", "cuda:0"].contains(&auto["device"].as_str().expect("a name")), "{auto}");
+    assert!(auto["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{auto}");
+    assert!(succeed(&["doctor"]).contains("--device auto"));
+}
+
+#[test]
+fn bench_names_its_device_and_has_a_median_for_every_row() {
+    let output = run(&["bench", "ctc", "--seconds", "0", "--json"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let bench: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert!(bench["device"].as_str().is_some_and(|device| !device.is_empty()), "{bench}");
+    let rows = bench["rows"].as_array().expect("rows");
+    assert_eq!(rows.iter().map(|row| row["name"].as_str().unwrap_or_default()).collect::<Vec<_>>(), ["ctc/B32-T400"]);
+    assert!(rows[0]["median_ms"].as_f64().is_some_and(|median| median > 0.0), "{bench}");
+}
+
+#[test]
+fn an_unknown_benchmark_is_an_error_that_lists_the_known_ones() {
+    let (code, error) = fail(&["bench", "cnn"]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("\"cnn\"") && error.contains("ctc/B32-T400"), "{error}");
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    let wrong: [&[&str]; 8] = [
+        &[],
+        &["trian"],
+        &["train"],
+        &["train", "a.toml", "--outt", "x"],
+        &["doctor", "--threads", "many"],
+        &["evaluate", "--recipe", "a.toml"],
+        &["--generate", "tcsh"],
+        &["--quiet"],
+    ];
+    for arguments in wrong {
+        let (code, error) = fail(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {error}");
+        assert!(error.contains("Usage") || error.contains("--help"), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn an_unknown_device_is_an_error_for_every_command() {
+    for arguments in [&["doctor"][..], &["bench", "ctc"], &["report", "absent"], &["train", "absent.toml"], &["demo"]] {
+        let (code, error) = fail(&[arguments, &["--device", "gpu"]].concat());
+        assert_eq!(code, Some(1), "{arguments:?}");
+        assert!(error.contains("device gpu") && error.contains("--device auto, cpu, cuda"), "{arguments:?}: {error}");
+    }
+    assert_eq!(fail(&["doctor", "--threads", "0"]).0, Some(1));
+}
+
+#[test]
+fn a_missing_file_is_an_error_that_names_it() {
+    for arguments in [&["train", "absent.toml"][..], &["evaluate", "absent"], &["transcribe", "absent", "a.wav"]] {
+        let (code, error) = fail(arguments);
+        assert_eq!(code, Some(1), "{arguments:?}");
+        assert!(error.starts_with("error: ") && error.contains("absent"), "{arguments:?}: {error}");
+    }
+}
+
+/// The demo takes the next free number. Stopped, it names the command that goes on; that command works, and leaves what a user is promised.
+#[test]
+fn the_demo_overwrites_nothing_and_goes_on_when_it_was_stopped() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir_all(folder.path().join("runs/demo")).expect("a folder");
+    std::fs::write(folder.path().join("runs/demo/mine"), "mine").expect("a file");
+    let in_folder = |arguments: &[&str]| {
+        let mut command = headfirst(arguments);
+        command.current_dir(folder.path());
+        command
+    };
+    let mut demo = in_folder(&["demo"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(demo.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("epoch 1/")), "no epoch is reported");
+    // SAFETY: a plain system call on a process of ours that has not been waited for.
+    assert_eq!(unsafe { libc::kill(demo.id() as i32, libc::SIGTERM) }, 0);
+    let last = lines.last().expect("an error");
+    assert_eq!(demo.wait().expect("it ends").code(), Some(143), "{last}");
+    assert_eq!(std::fs::read_dir(folder.path().join("runs/demo")).expect("a folder").count(), 1);
+
+    let go_on = last.split_once("Go on with: ").expect("a command").1.trim_end_matches('.');
+    let arguments: Vec<&str> = go_on.split(' ').skip(1).collect();
+    assert_eq!(arguments, ["train", "runs/demo-2/recipe.toml", "--out", "runs/demo-2", "--resume"]);
+    // Few epochs, for the sake of time: the cascade has up to four stages.
+    let output = in_folder(&arguments).args(["--set", "training.max_epochs=2"]).output().expect("it starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("runs/demo-2/report.html"));
+    let run = folder.path().join("runs/demo-2");
+    let result: Value = serde_json::from_slice(&read(&run.join("result.json"))).expect("one object");
+    assert_eq!((&result["finished"], &result["strategy"]), (&Value::Bool(true), &Value::from("greedy")));
+    assert!(result["stages"].as_array().is_some_and(|stages| stages.len() >= 2), "{result}");
+    for name in ["demo.toml", "features.toml", "tokens.txt", "report.html", "data/test/wav.scp"] {
+        assert!(!read(&run.join(name)).is_empty(), "{name}");
+    }
+
+    let scores = in_folder(&["evaluate", "runs/demo-2", "--json"]).output().expect("it starts");
+    let scores: Value = serde_json::from_slice(&scores.stdout).expect("one object");
+    let best = result["stages"].as_array().into_iter().flatten().find(|stage| stage["stage"] == result["best"]);
+    assert_eq!(scores["cer"], best.expect("a best stage")["test"]["cer"]);
+    let transcribe = ["transcribe", "runs/demo-2", "runs/demo-2/data/test/wav/spk010-0000.wav"];
+    assert!(in_folder(&transcribe).output().expect("it starts").status.success());
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
