@@ -212,10 +212,14 @@ fn run_backward(
                 matmul(4 * hidden, inputs, rows, gates.transposed(), x, sum, inputs, sink.add);
             }
         }
-        for place in kept.bias_places.into_iter().flatten() {
-            let sink = backward.sink(place);
+        if kept.bias_places.iter().any(Option::is_some) {
+            // Both biases have the same gradient.
+            let mut sums = Tensor::uninitialized(&device, &[4 * hidden], Category::Workspace);
             if device.computes() {
-                column_sums(gates.data(), rows, 4 * hidden, sink.tensor.data_mut(), sink.add);
+                column_sums(gates.data(), rows, 4 * hidden, sums.data_mut(), false);
+            }
+            for place in kept.bias_places.into_iter().flatten() {
+                backward.give_copy(place, &sums);
             }
         }
         if let (Some(place), Some(weight)) = (x_place, kept.input_weight) {
