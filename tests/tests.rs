@@ -1,17 +1,17 @@
 //! The promises that Headfirst keeps, one file per promise. This file is their index.
 
-/// The command line: help, exit codes, JSON, and what is never overwritten.
-mod cli;
-/// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.
-mod freezing;
-/// A tiny corpus is learned to zero error, and every strategy trains what it promises.
-mod learning;
 /// Whatever is wrong with what a user gives, the program ends with exit code 1 and names the place and the remedy.
 mod bad_input;
+/// The command line: help, exit codes, JSON, and what is never overwritten.
+mod cli;
 /// The tiny spoken corpus and the program as a user starts it, for the tests that need them.
 mod corpus;
 /// A stopped, killed or starved run goes on to the bits of one that never stopped, and no run is overwritten.
 mod durability;
+/// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.
+mod freezing;
+/// A tiny corpus is learned to zero error, and every strategy trains what it promises.
+mod learning;
 /// Every operation: right against a naive f64 reference, its gradients against central differences, and frozen inputs cost nothing.
 mod ops;
 /// A plan's bytes are those that training then allocates; its operations are counted, not estimated.
