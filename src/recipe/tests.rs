@@ -149,6 +149,7 @@ fn every_word_of_every_choice_can_be_chosen() {
             ("cascade.strategy", "fixed") => vec!["cascade.compositions=[[1, 2]]"],
             ("cascade.inner", "always") => vec!["cascade.strategy=cut-search"],
             ("optimizer.nesterov", _) => vec!["optimizer.momentum=0.5"],
+            ("data.cmvn", "classifier") => vec!["cascade.classifier_from=../runs/other/joint"],
             _ => vec![],
         }
     };
