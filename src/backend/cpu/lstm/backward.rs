@@ -9,7 +9,7 @@
 use super::forward::{load, store};
 use super::product::{Ahead, SCRATCH_ROWS, Scratch, VECTORS, product};
 use super::team::{self, Barrier};
-use super::{Shape, Shared, State, share, to_and_fro};
+use super::{Shape, Shared, State, share};
 use crate::backend::cpu::simd::{WithSimd, apply, tanh};
 use pulp::Simd;
 use std::ops::Range;
@@ -136,7 +136,7 @@ impl<S: Simd> pulp::NullaryFnOnce for Worker<'_, S> {
         let Worker { simd, shape, layers, panels, mine, barrier } = self;
         let mut scratch = Scratch::new();
         for number in (0..shape.steps()).rev() {
-            for panel in to_and_fro(&mine, number) {
+            for panel in mine.clone() {
                 // SAFETY: `check` held all lengths against the shape; this worker alone owns the panel's units, and the gradients of
                 // the step computed before are complete (same worker, or behind the barrier).
                 unsafe {
@@ -174,8 +174,6 @@ unsafe fn step<S: Simd>(
     // SAFETY: see the caller; row and unit stay inside what the shape names.
     unsafe {
         let weights = layer.weights.0.add(panel * 4 * hidden * width);
-        // The panel that comes next; beyond an end nothing is fetched.
-        let next = if number % 2 == 1 { panel.wrapping_sub(1) } else { panel + 1 }.wrapping_mul(width);
         let mut first = 0;
         while first < step.active {
             // Rows that go on into the following step take their gradient from there, the others (their sequence ends here) from outside.
@@ -185,14 +183,14 @@ unsafe fn step<S: Simd>(
                 let dgates = layer.gates.0.add((following_row + first) * 4 * hidden);
                 let row = step.first_row + first;
                 let gates = Ahead {
-                    place: layer.gates.0.wrapping_add(row * 4 * hidden + next),
+                    place: layer.gates.0.wrapping_add(row * 4 * hidden + (panel + 1) * width),
                     stride: 4 * hidden,
                     floats: width,
                 };
                 let gate = |gate: usize| Ahead { place: gates.place.wrapping_add(gate * hidden), ..gates };
-                let cells = layer.cells.0.wrapping_add(row * hidden + next);
+                let cells = layer.cells.0.wrapping_add(row * hidden + (panel + 1) * width);
                 let cells = Ahead { place: cells, stride: hidden, ..gates };
-                let output = layer.output_gradient.0.wrapping_add(row * shape.output_width() + next);
+                let output = layer.output_gradient.0.wrapping_add(row * shape.output_width() + (panel + 1) * width);
                 let output = Ahead { place: output, stride: shape.output_width(), ..gates };
                 let ahead = [gate(0), gate(1), gate(2), gate(3), cells, output];
                 product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden, &ahead);

@@ -2,7 +2,7 @@
 
 use super::product::{Ahead, SCRATCH_ROWS, Scratch, VECTORS, product};
 use super::team::{self, Barrier};
-use super::{Shape, Shared, State, share, to_and_fro};
+use super::{Shape, Shared, State, share};
 use crate::backend::cpu::simd::{WithSimd, apply, sigmoid, tanh};
 use pulp::Simd;
 use std::ops::Range;
@@ -124,7 +124,7 @@ impl<S: Simd> pulp::NullaryFnOnce for Worker<'_, S> {
         let Worker { simd, shape, layers, panels, mine, barrier } = self;
         let mut scratch = Scratch::new();
         for number in 0..shape.steps() {
-            for panel in to_and_fro(&mine, number) {
+            for panel in mine.clone() {
                 // SAFETY: `check` held all lengths against the shape; this worker alone owns the panel's units, and the rows of
                 // the step before are complete (same worker, or behind the barrier).
                 unsafe {

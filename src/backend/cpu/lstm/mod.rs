@@ -138,15 +138,6 @@ unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Shared<T> {}
 
-/// The panels of a worker in the order of one time step: to and fro, so that each step begins with the weights that the step before
-/// left in the core's own cache (1.6 MB of a direction of 320 units against 1 MB).
-#[inline(always)]
-fn to_and_fro(panels: &Range<usize>, number: usize) -> impl Iterator<Item = usize> {
-    let Range { start, end } = panels.clone();
-    let is_fro = number % 2 == 1;
-    (start..end).map(move |panel| if is_fro { start + end - 1 - panel } else { panel })
-}
-
 /// Splits `count` things among `workers` as evenly as whole things go.
 fn share(count: usize, workers: usize, worker: usize) -> Range<usize> {
     count * worker / workers..count * (worker + 1) / workers
