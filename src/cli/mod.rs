@@ -104,7 +104,9 @@ impl Common {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        // This thread is one of them: what it hands to the pool then begins at once, without waking another thread first. It never
+        // waits for work that only the pool could do (reading ahead has a thread of its own, which asks the pool for nothing).
+        let started = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
         started.map_err(|error| Error::program(format!("{threads} threads cannot be started: {error}")))
     }
 

@@ -176,14 +176,15 @@ impl SpeechData {
         Ok(features)
     }
 
-    /// Reads utterances, in parallel, into a packed batch; sorted by falling length, equally long ones by id.
+    /// Reads utterances into a packed batch, sorted by falling length, equally long ones by id. It asks the pool for nothing: the thread
+    /// that calls it may be the one that reads ahead while the pool computes.
     ///
     /// # Errors
     /// Those of [`features`](Self::features), for the first utterance in the batch's order.
     pub fn assemble(&self, indices: &[usize]) -> Result<SpeechBatch> {
         let mut indices = indices.to_vec();
         indices.sort_by_key(|&k| (std::cmp::Reverse(self.utterances[k].frames), k));
-        let sequences = in_parallel(&indices, |k| self.features(k))?;
+        let sequences = indices.iter().map(|&k| self.features(k)).collect::<Result<Vec<_>>>()?;
         let members: Vec<&SpeechUtterance> = indices.iter().map(|&k| &self.utterances[k]).collect();
         Ok(SpeechBatch {
             ids: members.iter().map(|utterance| utterance.id.clone()).collect(),
