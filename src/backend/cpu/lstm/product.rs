@@ -3,7 +3,8 @@
 //! A block of M rows times four vectors stays in registers: M = 3 with 16 registers (12 sums, 3 broadcasts, 1 weight), M = 6 with
 //! 32. Per k it loads 4 + M vectors for 4 M multiply-adds, so that the multiply-add units are the limit: 2 M cycles on two of them.
 //! The panel is cut along k into chunks that stay in the first-level cache while all rows pass over them; between chunks
-//! the sums rest in `scratch`. So the weights come from the outer caches once a time step, whatever the batch.
+//! the sums rest in `scratch`. So the weights come from the outer caches once a time step, whatever the batch; they are asked for a
+//! chunk ahead, which saves 8 % of the recurrence where they do not fit the second-level cache (H = 1150).
 
 use crate::backend::cpu::simd::prefetch;
 use pulp::Simd;
@@ -12,8 +13,8 @@ use pulp::Simd;
 pub const VECTORS: usize = 4;
 /// Rows that a scratch block holds; larger batches pass over the panel again.
 pub const SCRATCH_ROWS: usize = 48;
-/// Bytes of a panel's chunk along k: most of a 32 KiB first-level cache (8 KiB cost 3 % more, 12 to 32 are alike).
-const CHUNK_BYTES: usize = 24 * 1024;
+/// Bytes of a panel's chunk along k: half of a 32 KiB first-level cache (8 KiB cost 3 % more, 12 to 32 are alike).
+const CHUNK_BYTES: usize = 16 * 1024;
 
 /// Sums of one panel for up to [`SCRATCH_ROWS`] rows: [rows, 4, lanes], at most 16 lanes.
 #[repr(align(64))]
@@ -126,8 +127,13 @@ unsafe fn rows_of<S: Simd, const M: usize>(
         for (row, place) in rows.iter_mut().enumerate() {
             *place = a.add(row * a_stride);
         }
+        let mut next = panel.wrapping_add(CHUNK_BYTES / size_of::<f32>());
         let mut panel = panel.cast::<S::f32s>();
         for k in 0..depth {
+            for line in 0..VECTORS * lanes / LINE {
+                prefetch(next.wrapping_add(LINE * line));
+            }
+            next = next.wrapping_add(VECTORS * lanes);
             let mut a = [simd.splat_f32s(0.0); M];
             for (a, row) in a.iter_mut().zip(rows) {
                 *a = simd.splat_f32s(*row.add(k));
