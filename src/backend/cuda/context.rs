@@ -1,0 +1,329 @@
+//! A device in use: its driver, the arena, the kernels found so far, and the first error.
+//!
+//! Errors are sticky, as on the GPU itself: after the first one nothing runs any more, and whoever next asks [`Context::check`] (the
+//! learner does, at the end of every step) gets it. So tensors can be made and dropped without a `Result` in every hand.
+
+use super::arena::Arena;
+use super::driver::{Argument, Driver, Function, Launch, Pointer, Properties};
+use crate::error::{Error, Result, Subject};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The arena grows by at least this much at a time.
+const CHUNK: usize = 64 << 20;
+
+pub struct Context {
+    name: String,
+    driver: Box<dyn Driver>,
+    state: Mutex<State>,
+    /// Kernels launched since the device was opened.
+    launches: AtomicU64,
+    uploaded: AtomicU64,
+    downloaded: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    arena: Arena,
+    /// What the arena's offsets mean: chunks by their first offset.
+    chunks: Vec<Chunk>,
+    functions: HashMap<(&'static str, &'static str), Function>,
+    failure: Option<Failure>,
+}
+
+#[derive(Clone, Copy)]
+struct Chunk {
+    offset: usize,
+    pointer: Pointer,
+    bytes: usize,
+}
+
+/// An error as data, since every later step reports the same one.
+struct Failure {
+    problem: String,
+    remedy: Option<String>,
+}
+
+/// Memory of a tensor; given back when dropped.
+pub struct Buffer {
+    pointer: Pointer,
+    bytes: usize,
+    /// Its place in the arena; none for memory that outlives a step and was allocated for itself.
+    offset: Option<usize>,
+    context: Arc<Context>,
+}
+
+impl Context {
+    /// `name` as a user would give it: `cuda:0`.
+    pub fn new(name: &str, driver: Box<dyn Driver>) -> Arc<Self> {
+        Arc::new(Context {
+            name: name.to_string(),
+            driver,
+            state: Mutex::default(),
+            launches: AtomicU64::new(0),
+            uploaded: AtomicU64::new(0),
+            downloaded: AtomicU64::new(0),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn properties(&self) -> &Properties {
+        self.driver.properties()
+    }
+
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// The first error since the device was opened.
+    ///
+    /// # Errors
+    /// That one.
+    pub fn check(&self) -> Result<()> {
+        match &self.state().failure {
+            None => Ok(()),
+            Some(failure) => Err(self.error(failure)),
+        }
+    }
+
+    fn error(&self, failure: &Failure) -> Error {
+        let error = Error::new(Subject::Device(self.name.clone()), failure.problem.clone());
+        match &failure.remedy {
+            Some(remedy) => error.remedy(remedy.clone()),
+            None => error,
+        }
+    }
+
+    /// Keeps the first error; gives the value otherwise.
+    fn sticky<T>(&self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let failure = Failure { problem: error.problem, remedy: error.remedy };
+                self.state().failure.get_or_insert(failure);
+                None
+            }
+        }
+    }
+
+    fn failed(&self) -> bool {
+        self.state().failure.is_some()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere cannot leave the state half changed: its methods do not panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Memory for a tensor that lives within a step, from the arena.
+    pub fn take(self: &Arc<Self>, bytes: usize) -> Buffer {
+        let place = self.take_from_arena(bytes);
+        let (pointer, offset) = place.map_or((0, None), |(pointer, offset)| (pointer, Some(offset)));
+        Buffer { pointer, bytes, offset, context: self.clone() }
+    }
+
+    fn take_from_arena(&self, bytes: usize) -> Option<(Pointer, usize)> {
+        if self.failed() {
+            return None;
+        }
+        let mut state = self.state();
+        if let Some(offset) = state.arena.take(bytes) {
+            return Some((state.pointer(offset), offset));
+        }
+        // More than is asked for, so that a step settles with few chunks; if that much is not there, just as much.
+        let need = Arena::rounded(bytes);
+        let wish = need.max(CHUNK).max(state.arena.capacity() / 2);
+        drop(state);
+        let (pointer, length) = match self.driver.allocate(wish) {
+            Ok(pointer) => (pointer, wish),
+            Err(_) => (self.sticky(self.driver.allocate(need))?, need),
+        };
+        state = self.state();
+        // A gap between chunks, so that no range spans two.
+        let offset = state.chunks.last().map_or(0, |last| (last.offset + last.bytes + 1).next_multiple_of(CHUNK));
+        state.chunks.push(Chunk { offset, pointer, bytes: length });
+        state.arena.extend(offset, length);
+        let offset = state.arena.take(bytes).expect("the arena was just extended by as much");
+        Some((state.pointer(offset), offset))
+    }
+
+    /// Memory for a tensor that outlives steps, of its own.
+    pub fn allocate(self: &Arc<Self>, bytes: usize) -> Buffer {
+        let pointer = (!self.failed()).then(|| self.driver.allocate(Arena::rounded(bytes)));
+        let pointer = pointer.and_then(|pointer| self.sticky(pointer)).unwrap_or(0);
+        Buffer { pointer, bytes, offset: None, context: self.clone() }
+    }
+
+    /// Gives the arena's memory back to the device, if nothing is in it.
+    pub fn trim(&self) {
+        let mut state = self.state();
+        if state.arena.used() > 0 || state.failure.is_some() {
+            return;
+        }
+        state.arena = Arena::default();
+        let chunks = std::mem::take(&mut state.chunks);
+        drop(state);
+        self.sticky(self.driver.synchronize());
+        for chunk in chunks {
+            // SAFETY: the arena was empty, so no tensor is in the chunk, and no work is in flight.
+            unsafe { self.driver.release(chunk.pointer) };
+        }
+    }
+
+    /// Runs a kernel of `kernels/FILE.cu`.
+    ///
+    /// # Safety
+    /// The arguments are those that the kernel declares, and its pointers hold what it reads and writes.
+    pub unsafe fn launch(&self, file: &'static str, kernel: &'static str, launch: &Launch, arguments: &[Argument]) {
+        let Some(function) = self.function(file, kernel) else { return };
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's.
+        self.sticky(unsafe { self.driver.launch(function, launch, arguments) });
+    }
+
+    /// The most blocks of this launch that run at the same time; 0 after an error.
+    pub fn resident_blocks(&self, file: &'static str, kernel: &'static str, launch: &Launch) -> u32 {
+        let function = self.function(file, kernel);
+        function.and_then(|function| self.sticky(self.driver.resident_blocks(function, launch))).unwrap_or(0)
+    }
+
+    fn function(&self, file: &'static str, kernel: &'static str) -> Option<Function> {
+        if self.failed() {
+            return None;
+        }
+        if let Some(&function) = self.state().functions.get(&(file, kernel)) {
+            return Some(function);
+        }
+        let function = self.sticky(self.driver.function(file, kernel))?;
+        self.state().functions.insert((file, kernel), function);
+        Some(function)
+    }
+
+    /// Brings elements to a buffer's start.
+    ///
+    /// # Panics
+    /// If they are more than it holds.
+    pub fn upload<T: bytemuck::NoUninit>(&self, to: &Buffer, from: &[T]) {
+        let from: &[u8] = bytemuck::cast_slice(from);
+        assert!(from.len() <= to.bytes, "an upload of more than the buffer holds");
+        if from.is_empty() || self.failed() {
+            return;
+        }
+        self.uploaded.fetch_add(from.len() as u64, Ordering::Relaxed);
+        // SAFETY: held against the buffer's length.
+        self.sticky(unsafe { self.driver.upload(to.pointer, from) });
+    }
+
+    /// Waits for all work and brings a buffer's start to the host; zeros after an error.
+    ///
+    /// # Panics
+    /// If more is asked for than it holds.
+    pub fn download<T: bytemuck::Pod>(&self, from: &Buffer, count: usize) -> Vec<T> {
+        let mut elements = vec![T::zeroed(); count];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);
+        assert!(bytes.len() <= from.bytes, "a download of more than the buffer holds");
+        if !bytes.is_empty() && !self.failed() {
+            self.downloaded.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            // SAFETY: held against the buffer's length.
+            self.sticky(unsafe { self.driver.download(bytes, from.pointer) });
+        }
+        elements
+    }
+
+    /// All bits zero.
+    pub fn clear(&self, buffer: &Buffer) {
+        if !self.failed() && buffer.bytes > 0 {
+            // SAFETY: the buffer's own length.
+            self.sticky(unsafe { self.driver.fill(buffer.pointer, 0, buffer.bytes) });
+        }
+    }
+
+    /// # Panics
+    /// If either is shorter than `bytes`.
+    pub fn copy(&self, to: &Buffer, from: &Buffer, bytes: usize) {
+        assert!(bytes <= to.bytes && bytes <= from.bytes, "a copy of more than a buffer holds");
+        if !self.failed() && bytes > 0 {
+            // SAFETY: held against both lengths.
+            self.sticky(unsafe { self.driver.copy(to.pointer, from.pointer, bytes) });
+        }
+    }
+
+    pub fn counters(&self) -> Counters {
+        let state = self.state();
+        Counters {
+            launches: self.launches.load(Ordering::Relaxed),
+            uploaded: self.uploaded.load(Ordering::Relaxed),
+            downloaded: self.downloaded.load(Ordering::Relaxed),
+            arena_used: state.arena.used() as u64,
+            arena_peak: state.arena.peak() as u64,
+            arena_capacity: state.arena.capacity() as u64,
+        }
+    }
+}
+
+/// What was asked of a device since it was opened: checks that need no GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counters {
+    pub launches: u64,
+    /// Bytes from the host and to it.
+    pub uploaded: u64,
+    pub downloaded: u64,
+    pub arena_used: u64,
+    pub arena_peak: u64,
+    pub arena_capacity: u64,
+}
+
+impl State {
+    fn pointer(&self, offset: usize) -> Pointer {
+        let index = self.chunks.partition_point(|chunk| chunk.offset <= offset) - 1;
+        let chunk = &self.chunks[index];
+        chunk.pointer + (offset - chunk.offset) as u64
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.name, self.driver)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        let chunks = std::mem::take(&mut self.state().chunks);
+        let _ = self.driver.synchronize();
+        for chunk in chunks {
+            // SAFETY: every buffer holds its context, so none is left.
+            unsafe { self.driver.release(chunk.pointer) };
+        }
+    }
+}
+
+impl Buffer {
+    pub fn pointer(&self) -> Pointer {
+        self.pointer
+    }
+
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        match self.offset {
+            // Later work may write there at once: it runs after what is in flight, on the same stream.
+            Some(offset) => self.context.state().arena.put(offset, self.bytes),
+            None if self.pointer != 0 => {
+                let _ = self.context.driver.synchronize();
+                // SAFETY: nobody else has this buffer, and no work is in flight.
+                unsafe { self.context.driver.release(self.pointer) };
+            }
+            None => {}
+        }
+    }
+}

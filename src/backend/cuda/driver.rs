@@ -1,0 +1,172 @@
+//! What the CUDA backend asks of a GPU: memory, launches, graphs. [`super::gpu`] does it with cudarc, `super::emulated` on the CPU in tests.
+//!
+//! Everything runs in order on one stream. Errors of a GPU are sticky and may belong to earlier work: see [`super::context::Context`].
+
+use crate::error::Result;
+use std::fmt::Debug;
+
+/// An address in device memory.
+pub type Pointer = u64;
+
+/// A kernel, as [`Driver::function`] found it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Function(pub u64);
+
+/// A list of work that was captured and can be run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Graph(pub u64);
+
+/// How many threads run a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    pub blocks: [u32; 3],
+    pub threads: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// All blocks run at the same time and may meet in `grid_barrier`.
+    pub cooperative: bool,
+}
+
+impl Launch {
+    /// Blocks of `threads` threads, one thread for each of `count` things, at most `blocks` blocks (the kernel strides over the rest).
+    pub fn over(count: usize, threads: u32, blocks: u32) -> Self {
+        let wanted = u32::try_from(count.div_ceil(threads as usize)).unwrap_or(u32::MAX);
+        Self::blocks(wanted.clamp(1, blocks), threads)
+    }
+
+    pub fn blocks(blocks: u32, threads: u32) -> Self {
+        Launch { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared: 0, cooperative: false }
+    }
+
+    pub fn shared(self, bytes: usize) -> Self {
+        Launch { shared: u32::try_from(bytes).unwrap_or(u32::MAX), ..self }
+    }
+
+    pub fn cooperative(self) -> Self {
+        Launch { cooperative: true, ..self }
+    }
+}
+
+/// A kernel's argument. Each travels in a slot of eight bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Argument {
+    Pointer(Pointer),
+    Int(i32),
+    Unsigned(u32),
+    Long(i64),
+    Float(f32),
+}
+
+impl Argument {
+    /// An absent operand: the null pointer.
+    pub const NONE: Argument = Argument::Pointer(0);
+
+    /// A size or index below 2^31, which [`super::context::Context`] holds every tensor's dimensions to.
+    pub fn int(value: usize) -> Self {
+        Argument::Int(i32::try_from(value).unwrap_or(i32::MAX))
+    }
+
+    pub fn long(value: usize) -> Self {
+        Argument::Long(i64::try_from(value).unwrap_or(i64::MAX))
+    }
+
+    pub fn flag(value: bool) -> Self {
+        Argument::Int(i32::from(value))
+    }
+
+    /// The slot: the value in its first bytes (this is a little-endian format, as every machine with an NVIDIA GPU).
+    pub fn slot(self) -> u64 {
+        match self {
+            Argument::Pointer(pointer) => pointer,
+            Argument::Int(value) => u64::from(value as u32),
+            Argument::Unsigned(value) => u64::from(value),
+            Argument::Long(value) => value as u64,
+            Argument::Float(value) => u64::from(value.to_bits()),
+        }
+    }
+
+    pub fn bytes(self) -> usize {
+        match self {
+            Argument::Pointer(_) | Argument::Long(_) => 8,
+            Argument::Int(_) | Argument::Unsigned(_) | Argument::Float(_) => 4,
+        }
+    }
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Properties {
+    pub name: String,
+    /// Major and minor compute capability.
+    pub capability: (u32, u32),
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that one block may ask for.
+    pub shared_per_block: u32,
+    /// Bytes of device memory.
+    pub memory: u64,
+    /// Whether all blocks of a launch can be made to run at the same time.
+    pub cooperative: bool,
+}
+
+pub trait Driver: Debug + Send + Sync {
+    fn properties(&self) -> &Properties;
+
+    /// Bytes of device memory that are free now.
+    fn free_memory(&self) -> Result<u64>;
+
+    /// Device memory, aligned to 256 bytes, not initialised.
+    fn allocate(&self, bytes: usize) -> Result<Pointer>;
+
+    /// # Safety
+    /// `pointer` came from [`Driver::allocate`] and nothing uses it any more, work in flight included.
+    unsafe fn release(&self, pointer: Pointer);
+
+    /// Copies from the host, in order with the launches; `from` may be changed as soon as this returns.
+    ///
+    /// # Safety
+    /// `to` holds as many bytes.
+    unsafe fn upload(&self, to: Pointer, from: &[u8]) -> Result<()>;
+
+    /// Waits for all work, then copies to the host.
+    ///
+    /// # Safety
+    /// `from` holds as many bytes.
+    unsafe fn download(&self, to: &mut [u8], from: Pointer) -> Result<()>;
+
+    /// # Safety
+    /// `to` holds as many bytes.
+    unsafe fn fill(&self, to: Pointer, byte: u8, bytes: usize) -> Result<()>;
+
+    /// # Safety
+    /// Both hold as many bytes.
+    unsafe fn copy(&self, to: Pointer, from: Pointer, bytes: usize) -> Result<()>;
+
+    /// The kernel `name` of the file `kernels/FILE.cu`.
+    ///
+    /// # Errors
+    /// If the binary has no code for this device, or no such kernel.
+    fn function(&self, file: &'static str, name: &'static str) -> Result<Function>;
+
+    /// How many blocks of this launch the whole device can hold at the same time.
+    fn resident_blocks(&self, function: Function, launch: &Launch) -> Result<u32>;
+
+    /// # Safety
+    /// The arguments are those that the kernel declares, its pointers hold what it reads and writes.
+    unsafe fn launch(&self, function: Function, launch: &Launch, arguments: &[Argument]) -> Result<()>;
+
+    /// Waits until all work is done.
+    fn synchronize(&self) -> Result<()>;
+
+    /// From now on launches, copies and fills are noted and not run. Uploads and downloads are not allowed until the end.
+    fn begin_capture(&self) -> Result<()>;
+
+    fn end_capture(&self) -> Result<Graph>;
+
+    /// Runs what was captured.
+    ///
+    /// # Safety
+    /// All memory that the captured work names is still there.
+    unsafe fn replay(&self, graph: Graph) -> Result<()>;
+
+    fn release_graph(&self, graph: Graph);
+}

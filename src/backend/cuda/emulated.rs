@@ -1,0 +1,239 @@
+//! The emulator as a device: the whole CUDA backend runs on it in tests, kernels thread by thread (see `kernels/emulator/`).
+//!
+//! Device memory is host memory that starts as NaN. Captured work is noted and run when it is replayed, as on a GPU. The order
+//! in which threads run is chosen when the device is opened: no result may depend on it.
+
+use super::driver::{Argument, Driver, Function, Graph, Launch, Pointer, Properties};
+use super::emulator::{self, Order};
+use crate::error::{Error, Result, Subject};
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What the emulated device says it has: small numbers, so that tests reach the paths for full machines.
+const MULTIPROCESSORS: u32 = 4;
+const SHARED_PER_BLOCK: u32 = 227 * 1024;
+const MEMORY: u64 = 8 << 30;
+const ALIGNMENT: usize = 256;
+/// Bytes before and behind every allocation that nothing may write.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0xA5;
+/// Four of these are a NaN.
+const POISON: u8 = 0xFF;
+
+#[derive(Debug)]
+pub struct Emulated {
+    properties: Properties,
+    order: Order,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Sizes of the live allocations, by address.
+    allocations: HashMap<Pointer, usize>,
+    allocated: u64,
+    capturing: Option<Vec<Work>>,
+    graphs: HashMap<u64, Vec<Work>>,
+    next_graph: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Work {
+    Launch(Function, Launch, Vec<Argument>),
+    Fill(Pointer, u8, usize),
+    Copy(Pointer, Pointer, usize),
+}
+
+impl Emulated {
+    pub fn new(order: Order) -> Self {
+        let properties = Properties {
+            name: "emulator".into(),
+            capability: (9, 0),
+            multiprocessors: MULTIPROCESSORS,
+            shared_per_block: SHARED_PER_BLOCK,
+            memory: MEMORY,
+            cooperative: true,
+        };
+        Emulated { properties, order, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the work if a graph is being captured, runs it otherwise.
+    fn submit(&self, work: Work) -> Result<()> {
+        let mut state = self.state();
+        if let Some(list) = &mut state.capturing {
+            list.push(work);
+            return Ok(());
+        }
+        drop(state);
+        self.run(&work)
+    }
+
+    fn run(&self, work: &Work) -> Result<()> {
+        match work {
+            Work::Launch(function, launch, arguments) => {
+                let slots: Vec<u64> = arguments.iter().map(|argument| argument.slot()).collect();
+                emulator::launch(function.0 as i32, launch.blocks, launch.threads, launch.shared, launch.cooperative, &slots, self.order)
+                    .map_err(error)?;
+                self.check_guards()
+            }
+            &Work::Fill(to, byte, bytes) => {
+                // SAFETY: the caller of `fill` answered for it.
+                unsafe { std::ptr::write_bytes(to as *mut u8, byte, bytes) };
+                Ok(())
+            }
+            &Work::Copy(to, from, bytes) => {
+                // SAFETY: the caller of `copy` answered for it.
+                unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+                Ok(())
+            }
+        }
+    }
+
+    /// That no kernel wrote beyond an allocation.
+    fn check_guards(&self) -> Result<()> {
+        for (&pointer, &bytes) in &self.state().allocations {
+            for start in [pointer - GUARD as u64, pointer + bytes as u64] {
+                // SAFETY: every allocation has GUARD bytes on either side.
+                let guard = unsafe { std::slice::from_raw_parts(start as *const u8, GUARD) };
+                if guard.iter().any(|&byte| byte != GUARD_BYTE) {
+                    return Err(error(format!("a kernel wrote outside an allocation of {bytes} bytes")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forbid_capture(&self, what: &str) -> Result<()> {
+        match self.state().capturing {
+            Some(_) => Err(error(format!("{what} is not allowed while a graph is captured"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn error(problem: impl Into<String>) -> Error {
+    Error::new(Subject::Device("emulator".into()), problem)
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes + 2 * GUARD, ALIGNMENT).expect("a size below the emulator's memory")
+}
+
+impl Driver for Emulated {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn free_memory(&self) -> Result<u64> {
+        Ok(MEMORY - self.state().allocated)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Pointer> {
+        if bytes as u64 > self.free_memory()? {
+            return Err(error(format!("out of memory: {bytes} bytes more are needed")));
+        }
+        // SAFETY: the layout is not empty; poison and guards lie inside it.
+        let pointer = unsafe {
+            let start = alloc(layout(bytes));
+            if start.is_null() {
+                return Err(error(format!("out of memory: {bytes} bytes more are needed")));
+            }
+            std::ptr::write_bytes(start, GUARD_BYTE, bytes + 2 * GUARD);
+            std::ptr::write_bytes(start.add(GUARD), POISON, bytes);
+            start as u64 + GUARD as u64
+        };
+        let mut state = self.state();
+        state.allocations.insert(pointer, bytes);
+        state.allocated += bytes as u64;
+        Ok(pointer)
+    }
+
+    unsafe fn release(&self, pointer: Pointer) {
+        let mut state = self.state();
+        if let Some(bytes) = state.allocations.remove(&pointer) {
+            state.allocated -= bytes as u64;
+            // SAFETY: from `allocate`, with this layout, and only once.
+            unsafe { dealloc((pointer - GUARD as u64) as *mut u8, layout(bytes)) };
+        }
+    }
+
+    unsafe fn upload(&self, to: Pointer, from: &[u8]) -> Result<()> {
+        self.forbid_capture("an upload")?;
+        // SAFETY: the caller's.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Pointer) -> Result<()> {
+        self.forbid_capture("a download")?;
+        // SAFETY: the caller's.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn fill(&self, to: Pointer, byte: u8, bytes: usize) -> Result<()> {
+        self.submit(Work::Fill(to, byte, bytes))
+    }
+
+    unsafe fn copy(&self, to: Pointer, from: Pointer, bytes: usize) -> Result<()> {
+        self.submit(Work::Copy(to, from, bytes))
+    }
+
+    fn function(&self, _file: &'static str, name: &'static str) -> Result<Function> {
+        emulator::find(name).map(|index| Function(index as u64)).ok_or_else(|| error(format!("no kernel is called {name}")))
+    }
+
+    fn resident_blocks(&self, _: Function, launch: &Launch) -> Result<u32> {
+        // As if a multiprocessor held 2048 threads and little more than one block's worth of shared memory.
+        let threads: u32 = launch.threads.iter().product();
+        let by_threads = 2048 / threads.max(1);
+        let by_memory = SHARED_PER_BLOCK / launch.shared.max(1);
+        Ok(MULTIPROCESSORS * by_threads.min(by_memory))
+    }
+
+    unsafe fn launch(&self, function: Function, launch: &Launch, arguments: &[Argument]) -> Result<()> {
+        // What a GPU could not see: that each argument has the size that the kernel declares.
+        emulator::check_arguments(function.0 as i32, &arguments.iter().map(|argument| argument.bytes()).collect::<Vec<_>>())
+            .map_err(error)?;
+        if launch.cooperative {
+            let blocks: u32 = launch.blocks.iter().product();
+            if blocks > self.resident_blocks(function, launch)? {
+                return Err(error(format!("a cooperative launch of {blocks} blocks, more than fit at the same time")));
+            }
+        }
+        self.submit(Work::Launch(function, *launch, arguments.to_vec()))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.forbid_capture("waiting")
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.forbid_capture("another capture")?;
+        self.state().capturing = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        let mut state = self.state();
+        let work = state.capturing.take().ok_or_else(|| error("no graph is being captured"))?;
+        state.next_graph += 1;
+        let number = state.next_graph;
+        state.graphs.insert(number, work);
+        Ok(Graph(number))
+    }
+
+    unsafe fn replay(&self, graph: Graph) -> Result<()> {
+        let work = self.state().graphs.get(&graph.0).cloned().ok_or_else(|| error("no such graph"))?;
+        work.iter().try_for_each(|work| self.run(work))
+    }
+
+    fn release_graph(&self, graph: Graph) {
+        self.state().graphs.remove(&graph.0);
+    }
+}

@@ -1,0 +1,386 @@
+//! An NVIDIA GPU, through the driver's interface as cudarc loads it. The only file that speaks to cudarc's driver module.
+//!
+//! cudarc panics where the driver's library or one of its symbols is missing, so [`driver_version`] asks first, once.
+
+use super::driver::{Argument, Driver, Function, Graph, Launch, Pointer, Properties};
+use super::embedded;
+use crate::error::{Error, Result, Subject};
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::ptr;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// The oldest driver interface that has every symbol called here: CUDA 12.0, driver 525.
+const OLDEST_INTERFACE: i32 = 12_000;
+
+/// The driver's interface version (13000 for 13.0), or why there is none to speak to.
+///
+/// # Errors
+/// In words for a user, without naming a device.
+pub fn driver_version() -> Result<i32, String> {
+    static VERSION: OnceLock<Result<i32, String>> = OnceLock::new();
+    VERSION
+        .get_or_init(|| {
+            // SAFETY: only asks whether the library loads.
+            if !unsafe { sys::is_culib_present() } {
+                return Err("no NVIDIA driver is installed (libcuda.so was not found)".into());
+            }
+            let mut version = 0;
+            // SAFETY: the symbol is in every driver; it writes one int and needs no initialisation.
+            let status = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+            if status != sys::CUresult::CUDA_SUCCESS {
+                return Err(format!("the NVIDIA driver does not answer ({status:?})"));
+            }
+            if version < OLDEST_INTERFACE {
+                let (major, minor) = (version / 1000, version % 1000 / 10);
+                return Err(format!(
+                    "the NVIDIA driver is too old: it serves CUDA {major}.{minor}, and 12.0 (driver 525) is needed"
+                ));
+            }
+            // SAFETY: as its documentation asks, before any other call.
+            match unsafe { sys::cuInit(0) } {
+                sys::CUresult::CUDA_SUCCESS => Ok(version),
+                sys::CUresult::CUDA_ERROR_NO_DEVICE => Err("the NVIDIA driver sees no GPU".into()),
+                status => Err(format!("the NVIDIA driver does not start ({})", describe(status))),
+            }
+        })
+        .clone()
+}
+
+/// How many GPUs the driver sees; 0 if there is no driver.
+pub fn count() -> u32 {
+    let mut count = 0;
+    // SAFETY: the driver is initialised; it writes one int.
+    let status = driver_version().map(|_| unsafe { sys::cuDeviceGetCount(&raw mut count) });
+    if status == Ok(sys::CUresult::CUDA_SUCCESS) { u32::try_from(count).unwrap_or(0) } else { 0 }
+}
+
+/// A GPU with a context and a stream of its own.
+#[derive(Debug)]
+pub struct Gpu {
+    name: String,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    properties: Properties,
+    /// By file: loaded when its first kernel is wanted.
+    modules: Mutex<HashMap<&'static str, Module>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Module(sys::CUmodule);
+
+// SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does first.
+unsafe impl Send for Gpu {}
+// SAFETY: as above; the driver serialises calls on one stream, the table of modules has a lock.
+unsafe impl Sync for Gpu {}
+// SAFETY: a handle.
+unsafe impl Send for Module {}
+
+impl Gpu {
+    /// Opens the GPU with this number.
+    ///
+    /// # Errors
+    /// If there is no driver or no such GPU.
+    pub fn open(ordinal: u32) -> Result<Self> {
+        let name = format!("cuda:{ordinal}");
+        let error = |problem: String| Error::new(Subject::Device(name.clone()), problem);
+        driver_version().map_err(|why| error(why).remedy("Use --device cpu, or see `headfirst doctor`"))?;
+        let found = count();
+        if ordinal >= found {
+            let problem = format!("is not there: the driver sees {found} GPUs, numbered from 0");
+            return Err(error(problem).remedy("See `headfirst doctor`"));
+        }
+        let check = |status| check(&name, "opening the GPU", status);
+        let mut device = 0;
+        let mut context = ptr::null_mut();
+        let mut stream = ptr::null_mut();
+        // SAFETY: the driver is initialised, and each call writes one handle.
+        unsafe {
+            check(sys::cuDeviceGet(&raw mut device, ordinal as i32))?;
+            check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device))?;
+            check(sys::cuCtxSetCurrent(context))?;
+            let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            check(sys::cuStreamCreate(&raw mut stream, flags))?;
+        }
+        let properties = properties(&name, device)?;
+        Ok(Gpu { name, device, context, stream, properties, modules: Mutex::default() })
+    }
+
+    fn check(&self, doing: &str, status: sys::CUresult) -> Result<()> {
+        check(&self.name, doing, status)
+    }
+
+    fn make_current(&self) -> Result<()> {
+        // SAFETY: the context lives as long as `self`.
+        self.check("making the context current", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// The stream, for libraries that launch on it.
+    pub fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    fn module(&self, file: &'static str) -> Result<Module> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&module) = modules.get(file) {
+            return Ok(module);
+        }
+        let error = |problem: String| Error::new(Subject::Device(self.name.clone()), problem);
+        let Some(embedded) = embedded::files().iter().find(|embedded| embedded.name == file) else {
+            return Err(error(format!("this binary has no CUDA kernels {file:?}"))
+                .remedy("Build it where nvcc is found (kernels/toolchain.sh installs it), or use --device cpu"));
+        };
+        let mut module = ptr::null_mut();
+        // SAFETY: a fat binary is what the call takes; it is embedded whole.
+        let status = unsafe { sys::cuModuleLoadData(&raw mut module, embedded.fatbin.as_ptr().cast()) };
+        if status == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            || status == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        {
+            let (major, minor) = self.properties.capability;
+            let problem = format!(
+                "the embedded kernels ({}) do not run on a GPU of compute capability {major}.{minor} with this driver",
+                embedded::architectures().join(", ")
+            );
+            return Err(error(problem).remedy("Update the NVIDIA driver, or use --device cpu"));
+        }
+        self.check("loading kernels", status)?;
+        modules.insert(file, Module(module));
+        Ok(Module(module))
+    }
+}
+
+impl Driver for Gpu {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn free_memory(&self) -> Result<u64> {
+        self.make_current()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two sizes.
+        self.check("asking for free memory", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
+        Ok(free as u64)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Pointer> {
+        self.make_current()?;
+        let mut pointer = 0;
+        // SAFETY: writes one address.
+        let status = unsafe { sys::cuMemAlloc_v2(&raw mut pointer, bytes) };
+        if status == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let free = self.free_memory().unwrap_or(0);
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            let problem = format!(
+                "out of memory: {} MiB more are needed, {} MiB of {} MiB are free",
+                mib(bytes as u64),
+                mib(free),
+                mib(self.properties.memory)
+            );
+            return Err(Error::new(Subject::Device(self.name.clone()), problem).remedy(
+                "Lower batch.utterances (or batch.max_frames); `headfirst plan` says what a batch and each frozen stage need",
+            ));
+        }
+        self.check("allocating memory", status)?;
+        Ok(pointer)
+    }
+
+    unsafe fn release(&self, pointer: Pointer) {
+        if self.make_current().is_ok() {
+            // SAFETY: the caller's. An error here belongs to earlier work, which reports it itself.
+            let _ = unsafe { sys::cuMemFree_v2(pointer) };
+        }
+    }
+
+    unsafe fn upload(&self, to: Pointer, from: &[u8]) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the caller's; from pageable memory the call returns once the bytes are staged.
+        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.stream) };
+        self.check("copying to the GPU", status)
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Pointer) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the caller's; waited for below, so `to` is written while it is borrowed.
+        let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream) };
+        self.check("copying from the GPU", status)?;
+        self.synchronize()
+    }
+
+    unsafe fn fill(&self, to: Pointer, byte: u8, bytes: usize) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the caller's.
+        self.check("filling memory", unsafe { sys::cuMemsetD8Async(to, byte, bytes, self.stream) })
+    }
+
+    unsafe fn copy(&self, to: Pointer, from: Pointer, bytes: usize) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the caller's.
+        self.check("copying on the GPU", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) })
+    }
+
+    fn function(&self, file: &'static str, name: &'static str) -> Result<Function> {
+        self.make_current()?;
+        let module = self.module(file)?;
+        let symbol = CString::new(name).expect("a kernel's name has no zero byte");
+        let mut function = ptr::null_mut();
+        // SAFETY: the module is loaded, the name ends with a zero.
+        let status = unsafe { sys::cuModuleGetFunction(&raw mut function, module.0, symbol.as_ptr()) };
+        self.check(&format!("finding the kernel {name}"), status)?;
+        // Beyond 48 KiB a kernel has to ask; asking for all that there is costs nothing until a launch takes it.
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: a function just found.
+        let status =
+            unsafe { sys::cuFuncSetAttribute(function, attribute, self.properties.shared_per_block as i32) };
+        self.check(&format!("preparing the kernel {name}"), status)?;
+        Ok(Function(function as u64))
+    }
+
+    fn resident_blocks(&self, function: Function, launch: &Launch) -> Result<u32> {
+        self.make_current()?;
+        let mut blocks = 0;
+        let threads: u32 = launch.threads.iter().product();
+        // SAFETY: a function of this context; writes one int.
+        let status = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &raw mut blocks,
+                function.0 as sys::CUfunction,
+                threads as i32,
+                launch.shared as usize,
+            )
+        };
+        self.check("asking how many blocks fit", status)?;
+        Ok(u32::try_from(blocks).unwrap_or(0) * self.properties.multiprocessors)
+    }
+
+    unsafe fn launch(&self, function: Function, launch: &Launch, arguments: &[Argument]) -> Result<()> {
+        self.make_current()?;
+        let mut slots: Vec<u64> = arguments.iter().map(|argument| argument.slot()).collect();
+        let mut places: Vec<*mut std::ffi::c_void> = slots.iter_mut().map(|slot| ptr::from_mut(slot).cast()).collect();
+        let ([x, y, z], [i, j, k]) = (launch.blocks, launch.threads);
+        let (function, shared, places) = (function.0 as sys::CUfunction, launch.shared, places.as_mut_ptr());
+        // SAFETY: the caller's; the driver copies the arguments before it returns.
+        let status = unsafe {
+            if launch.cooperative {
+                sys::cuLaunchCooperativeKernel(function, x, y, z, i, j, k, shared, self.stream, places)
+            } else {
+                sys::cuLaunchKernel(function, x, y, z, i, j, k, shared, self.stream, places, ptr::null_mut())
+            }
+        };
+        self.check("launching a kernel", status)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the stream lives as long as `self`.
+        self.check("waiting for the GPU", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.make_current()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: our own stream.
+        self.check("beginning a graph", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) })
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        self.make_current()?;
+        let (mut graph, mut executable) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: our own stream; each call writes one handle, and the captured graph is not needed once it is instantiated.
+        unsafe {
+            self.check("ending a graph", sys::cuStreamEndCapture(self.stream, &raw mut graph))?;
+            let status = sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0);
+            let _ = sys::cuGraphDestroy(graph);
+            self.check("instantiating a graph", status)?;
+        }
+        Ok(Graph(executable as u64))
+    }
+
+    unsafe fn replay(&self, graph: Graph) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the caller's.
+        self.check("running a graph", unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, self.stream) })
+    }
+
+    fn release_graph(&self, graph: Graph) {
+        if self.make_current().is_ok() {
+            // SAFETY: made by `end_capture`, released once.
+            let _ = unsafe { sys::cuGraphExecDestroy(graph.0 as sys::CUgraphExec) };
+        }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let modules = std::mem::take(self.modules.get_mut().unwrap_or_else(PoisonError::into_inner));
+        // SAFETY: nothing of this GPU is used any more. Errors belong to earlier work.
+        unsafe {
+            let _ = sys::cuCtxSetCurrent(self.context);
+            for module in modules.into_values() {
+                let _ = sys::cuModuleUnload(module.0);
+            }
+            let _ = sys::cuStreamDestroy_v2(self.stream);
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+fn properties(name: &str, device: sys::CUdevice) -> Result<Properties> {
+    use sys::CUdevice_attribute as Attribute;
+    let attribute = |attribute: Attribute| {
+        let mut value = 0;
+        // SAFETY: a device just found; writes one int.
+        let status = unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, device) };
+        check(name, "asking for the GPU's properties", status).map(|()| u32::try_from(value).unwrap_or(0))
+    };
+    let mut text = [0; 256];
+    let mut memory = 0;
+    // SAFETY: writes at most 256 bytes with a zero behind, and one size.
+    unsafe {
+        check(name, "asking for the GPU's name", sys::cuDeviceGetName(text.as_mut_ptr(), 256, device))?;
+        check(name, "asking for the GPU's memory", sys::cuDeviceTotalMem_v2(&raw mut memory, device))?;
+    }
+    // SAFETY: the driver ended it with a zero.
+    let text = unsafe { CStr::from_ptr(text.as_ptr()) };
+    Ok(Properties {
+        name: text.to_string_lossy().into_owned(),
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        memory: memory as u64,
+        cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
+    })
+}
+
+fn check(device: &str, doing: &str, status: sys::CUresult) -> Result<()> {
+    if status == sys::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let problem = format!("failed while {doing}: {}", describe(status));
+    let error = Error::new(Subject::Device(device.into()), problem);
+    Err(match status {
+        sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | sys::CUresult::CUDA_ERROR_LAUNCH_FAILED
+        | sys::CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | sys::CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+        | sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            error.remedy("The last saved state is intact: go on with --resume, on this or on another device")
+        }
+        _ => error,
+    })
+}
+
+fn describe(status: sys::CUresult) -> String {
+    let mut text = ptr::null();
+    // SAFETY: writes a pointer to a constant text, or null.
+    unsafe {
+        if sys::cuGetErrorString(status, &raw mut text) == sys::CUresult::CUDA_SUCCESS && !text.is_null() {
+            return format!("{} ({status:?})", CStr::from_ptr(text).to_string_lossy());
+        }
+    }
+    format!("{status:?}")
+}

@@ -1,0 +1,14 @@
+//! The CUDA backend. Kernels are in `kernels/`, one file per family of operations; here, one file per operation, is what launches them.
+//!
+//! - [`driver`]: what is asked of a GPU. [`gpu`]: a real one. `emulated`: the kernels on the CPU, thread by thread, for tests.
+//! - [`arena`], [`context`]: memory of a step, sticky errors, counters. [`embedded`]: the compiled kernels in this binary.
+
+pub mod arena;
+pub mod context;
+pub mod driver;
+pub mod embedded;
+#[cfg(feature = "emulator")]
+pub mod emulated;
+#[cfg(feature = "emulator")]
+pub mod emulator;
+pub mod gpu;
