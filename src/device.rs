@@ -1,8 +1,9 @@
 //! A device: where tensors live, what they take there, and how much work was asked of it.
 //!
-//! Two kinds so far. `cpu` computes. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
+//! Three kinds. `cpu` and `cuda` compute. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
 //! that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
 
+use crate::backend::cuda::context::Context;
 use crate::error::{Error, Result, Subject};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -82,13 +83,26 @@ impl Ledger {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {
     Cpu,
+    /// In the memory of a GPU, or of the emulated one.
+    Cuda,
     /// Nowhere: shapes only.
+    Plan,
+}
+
+/// What an operation's arithmetic runs on.
+#[derive(Debug, Clone, Copy)]
+pub enum Backend<'a> {
+    Cpu,
+    Cuda(&'a Arc<Context>),
+    /// Nothing is to be computed.
     Plan,
 }
 
 #[derive(Debug)]
 struct Inner {
     kind: DeviceKind,
+    /// Of the kind `Cuda` only.
+    context: Option<Arc<Context>>,
     ledger: Ledger,
     operations: AtomicU64,
     pool: Mutex<Pool>,
@@ -100,17 +114,22 @@ pub struct Device(Arc<Inner>);
 
 impl Device {
     pub fn cpu() -> Self {
-        Self::of_kind(DeviceKind::Cpu)
+        Self::of_kind(DeviceKind::Cpu, None)
+    }
+
+    pub fn cuda(context: Arc<Context>) -> Self {
+        Self::of_kind(DeviceKind::Cuda, Some(context))
     }
 
     /// A device that counts and does not compute.
     pub fn plan() -> Self {
-        Self::of_kind(DeviceKind::Plan)
+        Self::of_kind(DeviceKind::Plan, None)
     }
 
-    fn of_kind(kind: DeviceKind) -> Self {
+    fn of_kind(kind: DeviceKind, context: Option<Arc<Context>>) -> Self {
         Device(Arc::new(Inner {
             kind,
+            context,
             ledger: Ledger::default(),
             operations: AtomicU64::new(0),
             pool: Mutex::new(Pool::default()),
@@ -119,6 +138,22 @@ impl Device {
 
     pub fn kind(&self) -> DeviceKind {
         self.0.kind
+    }
+
+    pub fn backend(&self) -> Backend<'_> {
+        match (&self.0.context, self.0.kind) {
+            (Some(context), _) => Backend::Cuda(context),
+            (None, DeviceKind::Plan) => Backend::Plan,
+            (None, _) => Backend::Cpu,
+        }
+    }
+
+    /// The first error of a GPU, whose errors are sticky; a CPU has none.
+    ///
+    /// # Errors
+    /// That one.
+    pub fn check(&self) -> Result<()> {
+        self.0.context.as_ref().map_or(Ok(()), |context| context.check())
     }
 
     /// False on the device `plan`, where an operation does everything but its arithmetic.
@@ -142,6 +177,9 @@ impl Device {
     /// Gives memory that no tensor uses back to the system.
     pub fn trim(&self) {
         self.pool().free.clear();
+        if let Some(context) = &self.0.context {
+            context.trim();
+        }
     }
 
     pub(crate) fn take_buffer(&self, elements: usize) -> Vec<f32> {
@@ -177,9 +215,10 @@ impl fmt::Debug for Device {
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind() {
-            DeviceKind::Cpu => "cpu",
-            DeviceKind::Plan => "plan",
+        f.write_str(match self.backend() {
+            Backend::Cpu => "cpu",
+            Backend::Cuda(context) => context.name(),
+            Backend::Plan => "plan",
         })
     }
 }

@@ -231,8 +231,7 @@ impl Driver for Gpu {
         // Beyond 48 KiB a kernel has to ask; asking for all that there is costs nothing until a launch takes it.
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: a function just found.
-        let status =
-            unsafe { sys::cuFuncSetAttribute(function, attribute, self.properties.shared_per_block as i32) };
+        let status = unsafe { sys::cuFuncSetAttribute(function, attribute, self.properties.shared_per_block as i32) };
         self.check(&format!("preparing the kernel {name}"), status)?;
         Ok(Function(function as u64))
     }
