@@ -6,6 +6,7 @@
 use crate::backend::cuda::context::Buffer;
 use crate::backend::cuda::driver::Pointer;
 use crate::device::{Backend, Category, Device};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -126,6 +127,14 @@ impl Tensor {
         }
     }
 
+    /// The elements, from whatever device: a copy only if they are in the memory of a GPU, whose work is then waited for.
+    pub fn host(&self) -> Cow<'_, [f32]> {
+        match &self.storage.elements {
+            Elements::Host(elements) => Cow::Borrowed(elements),
+            Elements::Cuda(_) => Cow::Owned(self.to_vec()),
+        }
+    }
+
     /// A copy of the elements, from whatever device; none from the device `plan`. Waits for the work of a GPU.
     pub fn to_vec(&self) -> Vec<f32> {
         match &self.storage.elements {
@@ -153,10 +162,7 @@ impl Tensor {
     /// # Panics
     /// If they are not there.
     pub fn pointer(&self) -> Pointer {
-        match &self.storage.elements {
-            Elements::Cuda(buffer) => buffer.pointer(),
-            Elements::Host(_) => panic!("the elements of {self:?} are not in the memory of a GPU"),
-        }
+        self.buffer().pointer()
     }
 
     /// The same for elements that will be written.
@@ -166,6 +172,17 @@ impl Tensor {
     pub fn pointer_mut(&mut self) -> Pointer {
         self.elements_mut();
         self.pointer()
+    }
+
+    /// The memory of a GPU that holds the elements.
+    ///
+    /// # Panics
+    /// If they are not there.
+    pub fn buffer(&self) -> &Buffer {
+        match &self.storage.elements {
+            Elements::Cuda(buffer) => buffer,
+            Elements::Host(_) => panic!("the elements of {self:?} are not in the memory of a GPU"),
+        }
     }
 
     fn elements_mut(&mut self) -> &mut Elements {
