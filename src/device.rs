@@ -3,7 +3,7 @@
 //! Three kinds. `cpu` and `cuda` compute. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
 //! that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
 
-use crate::backend::cuda::context::Context;
+use crate::backend::cuda::{self, context::Context};
 use crate::error::{Error, Result, Subject};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -121,6 +121,12 @@ impl Device {
         Self::of_kind(DeviceKind::Cuda, Some(context))
     }
 
+    /// The CUDA backend on the CPU, its kernels run thread by thread in this order: for tests.
+    #[cfg(feature = "emulator")]
+    pub fn emulator(order: cuda::emulator::Order) -> Self {
+        Self::cuda(Context::new("emulator", Box::new(cuda::emulated::Emulated::new(order))))
+    }
+
     /// A device that counts and does not compute.
     pub fn plan() -> Self {
         Self::of_kind(DeviceKind::Plan, None)
@@ -228,18 +234,77 @@ impl fmt::Display for Device {
 /// # Errors
 /// If the name is unknown or the device is not there.
 pub fn open(name: &str) -> Result<(Device, String)> {
-    match name {
-        "cpu" => Ok((Device::cpu(), "asked for".into())),
-        "auto" => Ok((Device::cpu(), "this binary was built without CUDA kernels".into())),
-        _ if name == "cuda" || name.starts_with("cuda:") => {
-            Err(Error::new(Subject::Device(name.into()), "this binary was built without CUDA kernels")
-                .remedy("Use --device cpu"))
-        }
-        _ => {
-            Err(Error::new(Subject::Device(name.into()), "is no device")
-                .remedy("Use --device auto, cpu, cuda or cuda:N"))
-        }
+    match parse(name)? {
+        Name::Cpu => Ok((Device::cpu(), "asked for".into())),
+        Name::Cuda(ordinal) => Ok((Device::cuda(open_gpu(ordinal)?), "asked for".into())),
+        Name::Auto => match cuda_available() {
+            Ok(()) => {
+                let context = open_gpu(0)?;
+                let reason = format!("the driver sees {}", context.properties().name);
+                Ok((Device::cuda(context), reason))
+            }
+            Err(why) => Ok((Device::cpu(), why)),
+        },
+        #[cfg(feature = "emulator")]
+        Name::Emulator => Ok((Device::emulator(crate::backend::cuda::emulator::Order::Forward), "asked for".into())),
     }
+}
+
+/// That the name is one of a device that is there; opens nothing, which on a GPU takes a while.
+///
+/// # Errors
+/// As [`open`].
+pub fn check(name: &str) -> Result<()> {
+    match parse(name)? {
+        Name::Cuda(ordinal) => available(ordinal),
+        _ => Ok(()),
+    }
+}
+
+enum Name {
+    Auto,
+    Cpu,
+    Cuda(u32),
+    #[cfg(feature = "emulator")]
+    Emulator,
+}
+
+fn parse(name: &str) -> Result<Name> {
+    match name {
+        "auto" => Ok(Name::Auto),
+        "cpu" => Ok(Name::Cpu),
+        "cuda" => Ok(Name::Cuda(0)),
+        #[cfg(feature = "emulator")]
+        "emulator" => Ok(Name::Emulator),
+        _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()).map(Name::Cuda).ok_or_else(|| {
+            Error::new(Subject::Device(name.into()), "is no device").remedy("Use --device auto, cpu, cuda or cuda:N")
+        }),
+    }
+}
+
+/// Why no GPU can be used at all, in words that follow "because".
+pub fn cuda_available() -> Result<(), String> {
+    if cuda::embedded::files().is_empty() {
+        return Err("this binary was built without CUDA kernels".into());
+    }
+    cuda::gpu::driver_version()?;
+    if cuda::gpu::count() == 0 { Err("the NVIDIA driver sees no GPU".into()) } else { Ok(()) }
+}
+
+fn available(ordinal: u32) -> Result<()> {
+    let error = |why: String| Error::new(Subject::Device(format!("cuda:{ordinal}")), why);
+    cuda_available().map_err(|why| error(format!("cannot be used: {why}")).remedy("Use --device cpu, or see `headfirst doctor`"))?;
+    let count = cuda::gpu::count();
+    if ordinal >= count {
+        return Err(error(format!("is not there: the driver sees {count} GPUs, numbered from 0"))
+            .remedy("See `headfirst doctor`"));
+    }
+    Ok(())
+}
+
+fn open_gpu(ordinal: u32) -> Result<Arc<Context>> {
+    available(ordinal)?;
+    Ok(Context::new(&format!("cuda:{ordinal}"), Box::new(cuda::gpu::Gpu::open(ordinal)?)))
 }
 
 /// Buffers that a dropped tensor left, for the next tensor of about that size: fresh memory from the system costs a page fault
