@@ -1,0 +1,3 @@
+//! The CUDA backend. [`embedded`]: the compiled kernels in this binary.
+
+pub mod embedded;
