@@ -12,3 +12,10 @@ pub mod emulated;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod gpu;
+pub mod cublaslt;
+pub mod ctc;
+pub mod elementwise;
+pub mod lstm;
+pub mod matmul;
+pub mod sequences;
+pub mod softmax;
