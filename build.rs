@@ -32,6 +32,8 @@ fn run() -> Result<(), String> {
         Some(nvcc) => println!("cargo::rerun-if-changed={}", nvcc.display()),
         None => println!("cargo::rerun-if-env-changed=PATH"),
     }
+    // Kept by cargo in the script's output, for who wonders what took so long.
+    println!("compiled now: {}", built.compiled.join(", "));
     for warning in &built.warnings {
         println!("cargo::warning={warning}");
     }
