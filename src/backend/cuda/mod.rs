@@ -1,0 +1,4 @@
+//! The CUDA backend.
+
+#[cfg(feature = "emulator")]
+pub mod emulator;
