@@ -51,7 +51,8 @@ struct ColumnTile {
         if (first + 3 * WARP < columns) row[first + 3 * WARP] = values.w;
     }
 
-    // The sum of values(row) over the slab, in the threads of lane 0. Value: float4 or Pair. `scratch` holds TILE_THREADS of them and may be used again at once.
+    // The sum of values(row) over the slab, in the threads of lane 0. Value: float4 or Pair. `scratch` holds TILE_THREADS of them and may be
+    // used again at once.
     template <typename Value, typename Values> DEVICE Value sum_rows(int rows, Value *scratch, Values values) const {
         Value sum = {};
         const int end = min(rows, rows_begin + TILE_ROWS);
@@ -73,7 +74,8 @@ struct ColumnTile {
     }
 };
 
-// In the block's first warp: the sum of partials[slab, column] over all slabs for column blockIdx.x WARP + thread. `scratch` holds TOTAL_THREADS floats.
+// In the block's first warp: the sum of partials[slab, column] over all slabs, for column blockIdx.x WARP + thread. `scratch` holds
+// TOTAL_THREADS floats.
 DEVICE float column_total(const float *partials, int slabs, int columns, float *scratch) {
     const int column = blockIdx.x * WARP + threadIdx.x % WARP;
     float sum = 0;

@@ -1,16 +1,16 @@
 // What is done to every element by itself, and sums over all elements or down columns. All tensors f32 unless said otherwise.
 //
-// Bound by memory: at most about 30 operations stand against 8 to 16 bytes an element (tanh in place), where an H200 does 55 in the time of 8. The
-// floor is bytes over copy bandwidth; bytes per element, each input read once, each output written once:
+// Bound by memory: at most about 30 operations (tanh) stand against 8 bytes an element, in whose time an H200 does 55. The floor is bytes over
+// copy bandwidth; bytes per element, each input read once, each output written once:
 //
-//   fill 4   scale, activation in place, bias + activation 8   add, multiply 12   multiply-accumulate, activation backward 12 to 16
-//   sum 4   column sums 4   activation backward with column sums 12 (8 + 4 apart)   f32 <-> bf16 6
+//   fill 4   scale, bias + activation 8   add, multiply, activation backward 12   multiply-accumulate 16   f32 <-> bf16 6
+//   sum, column sums 4   activation backward together with column sums 12, apart 16
 //   7500 x 1280: bias + tanh 77 MB, column sums 38 MB: 16 us and 8 us at 4.8 TB/s
 //
-// Elementwise: 16-byte accesses, threads stride over the launch. A multiprocessor has to keep about 25 KiB of loads in flight (4.8 TB/s, 0.7 us, 132 of
-// them); 1536 threads with one load of 16 bytes each are 24 KiB, so kernels stay small (40 registers) instead of unrolled.
+// Elementwise: 16-byte accesses, threads stride over the launch. A multiprocessor has to keep about 25 KiB of loads in flight (4.8 TB/s and
+// 0.7 us over 132 of them); 1536 threads with one load of 16 bytes each are 24 KiB, so kernels stay at 40 registers and are not unrolled.
 //
-// Sums: fixed slices, each summed by one block, then the slices by one. The slices follow from the shape alone, so the bits do not depend on the GPU.
+// Sums: slices that follow from the shape alone, each summed by one block, then the slices: the bits do not depend on the GPU.
 //
 // Not yet measured on a GPU.
 #include "column_sums.cuh"
@@ -18,21 +18,14 @@
 
 constexpr int THREADS = 256;
 
-// The factor by value, times the one in memory if there is one.
-DEVICE float scalar(float value, const float *factor) { return factor ? value * *factor : value; }
-
-// y = value, or y += value; y: [n].
-KERNEL(THREADS, 6) elementwise_fill(float *y, float value, const float *factor, int accumulate, long long n) {
-    const float filling = scalar(value, factor);
-    for_each(Threads::of_launch(), n, is_aligned(y), [=](auto at) {
-        const auto values = at.all(filling);
-        at.store(y, accumulate ? at.load(y) + values : values);
-    });
+// y = value; [n].
+KERNEL(THREADS, 6) elementwise_fill(float *y, float value, long long n) {
+    for_each(Threads::of_launch(), n, is_aligned(y), [=](auto at) { at.store(y, at.all(value)); });
 }
 
-// y = factor x; [n]. y may be x.
-KERNEL(THREADS, 6) elementwise_scale(float *y, const float *x, float value, const float *factor, long long n) {
-    const float scale = scalar(value, factor);
+// y = factor x, or factor scalar x with a scalar in memory; [n]. y may be x.
+KERNEL(THREADS, 6) elementwise_scale(float *y, const float *x, float factor, const float *scalar, long long n) {
+    const float scale = scalar ? *scalar * factor : factor;
     for_each(Threads::of_launch(), n, are_aligned(y, x), [=](auto at) { at.store(y, scale * at.load(x)); });
 }
 
@@ -168,8 +161,9 @@ KERNEL(1024, 1) elementwise_total(const double *partials, int count, float *resu
     if (threadIdx.x == 0) *result = float(sum);
 }
 
-// Sums down the columns of a: [rows, columns], rows `stride` elements apart; partials: [slabs, columns]. Block (i, j) has the i-th tile of columns and the
-// j-th slab of rows. With y, packed like a, a becomes a activation'(y) on the way: a layer's bias gradient without a pass of its own.
+// Sums down the columns of a: [rows, columns], rows `stride` elements apart; partials: [slabs, columns]. Block (i, j) has the i-th tile of
+// columns and the j-th slab of rows. With y, whose rows lie like those of a, a becomes a activation'(y) on the way: a layer's bias gradient
+// without a pass of its own.
 KERNEL(TILE_THREADS, 4)
 elementwise_column_sums(float *a, const float *y, int rows, int columns, long long stride, int activation, float *partials) {
     SHARED_MEMORY(float4, scratch); // [TILE_LANES, TILE_WIDTH / 4]

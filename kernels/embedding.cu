@@ -1,12 +1,12 @@
-// Rows of a table, by token, and the table's gradient. R tokens, C columns, V rows of the table, f32. A token outside 0 ... V - 1 stands for no token: its
-// row is zero, and nothing comes of it in the gradient.
+// Rows of a table, by token, and the table's gradient. R tokens, C columns, V rows of the table, f32. A token outside 0 ... V - 1 stands for
+// no token: its row is zero, and nothing comes of it in the gradient.
 //
-// Bytes: gather 8 R C; gradient 4 R C read and 4 U C written (8 where it adds) for U distinct tokens, and 4 V C written before where it does not add. Bound by memory:
-// 5600 x 400: 18 MB each, 4 us at 4.8 TB/s.
+// Bytes: gather 8 R C; gradient 4 R C read and 4 U C written (8 where it adds) for U distinct tokens, and 4 V C written before where it does
+// not add. Bound by memory: 5600 x 400: 18 MB each, 4 us at 4.8 TB/s.
 //
-// The gradient of a token is the sum over its rows, in their order, in pieces of at most 32 rows, and then over the pieces: no atomics, and the longest chain of loads
-// stays short for the commonest word. The host groups the rows (src/backend/cpu/embedding.rs sums in the same order, to the same bits). A warp takes
-// 128 columns of a piece.
+// The gradient of a token is the sum over its rows, in their order, in pieces of at most 32 rows, and then over the pieces: no atomics, and
+// the longest chain of loads stays short for the commonest word. The host groups the rows (src/backend/cpu/embedding.rs sums in the same
+// order, to the same bits). A warp takes 128 columns of a piece.
 //
 // Not yet measured on a GPU.
 #include "exact.cuh"
@@ -16,7 +16,8 @@
 constexpr int THREADS = 256;
 constexpr int WIDTH = 4 * WARP; // columns of a warp
 
-// Rows order[begin] ... order[begin + count - 1] of one token. `partial` is the row for its sum if the token has other pieces, else -1. Token -1: none.
+// Rows order[begin] ... order[begin + count - 1] of one token. `partial` is the row for its sum if the token has other pieces, else -1.
+// Token -1: none.
 struct Piece {
     int token, begin, count, partial;
 };
@@ -50,12 +51,13 @@ embedding_gather(float *y, const float *weight, const int *tokens, const float *
 
 // scales[v] = 0 with probability p, else 1 / (1 - p): the dropout mask of a single frame of `vocabulary` units.
 KERNEL(THREADS, 6)
-embedding_mask(float *scales, int vocabulary, unsigned key_low, unsigned key_high, unsigned threshold, float scale, const unsigned long long *step) {
-    const Mask mask = {{key_low, key_high}, threshold, scale, unsigned(*step)};
+embedding_mask(float *scales, int vocabulary, unsigned key_low, unsigned key_high, unsigned threshold, float scale, unsigned step,
+               const unsigned long long *counter) {
+    const Mask mask = {{key_low, key_high}, threshold, scale, counter ? unsigned(*counter) : step};
     const Threads threads = Threads::of_launch();
     for (int quarter = threads.number; quarter < (vocabulary + 3) / 4; quarter += threads.count) {
         const uint4 drawn = mask.draw(quarter, 0, 0);
-        const float4 values = make_float4(mask.apply(drawn.x, 1.0f), mask.apply(drawn.y, 1.0f), mask.apply(drawn.z, 1.0f), mask.apply(drawn.w, 1.0f));
+        const float4 values = mask.apply(drawn, Quad::all(1.0f));
         store_four(scales, 4ll * quarter, vocabulary, is_aligned(scales), values);
     }
 }

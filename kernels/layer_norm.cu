@@ -1,14 +1,14 @@
-// Layer normalisation of rows (Ba, Kiros, Hinton, 2016): y = gamma n + beta with n = (x - mean) / deviation, deviation = sqrt(variance + epsilon) over the row.
-// R rows, C columns, all f32. Kept for backward: x, and mean and 1 / deviation of every row.
+// Layer normalisation of rows (Ba, Kiros, Hinton, 2016): y = gamma n + beta with n = (x - mean) / deviation, where mean and deviation =
+// sqrt(variance + epsilon) are the row's. All f32. Kept for backward: x, and mean and 1 / deviation of every row.
 //
 //   dx = (g - mean(g) - n mean(g n)) / deviation with g = dy gamma     dgamma = sum over rows of dy n     dbeta = sum over rows of dy
 //
-// Bytes per element: forward 8, dx 12, dgamma and dbeta 8. Fewer than 20 operations: bound by memory. 1600 x 256 (a Transformer's batch): 1.6 MB a tensor, which
-// stays in the second-level cache, so launches take the time; 12,000 x 512: 49 MB forward, 10 us at 4.8 TB/s.
+// Bytes per element: forward 8, dx 12, dgamma and dbeta 8. Fewer than 20 operations: bound by memory. 1600 x 256 (a Transformer's batch): 1.6 MB
+// a tensor, which stays in the second-level cache, so the launches take the time; 12,000 x 512: 49 MB forward, 10 us at 4.8 TB/s.
 //
-// Forward and dx: a warp for each row up to 1024 columns, a block for each longer one. A row is read two or three times, after the first from the
-// multiprocessor's own cache. The variance is taken about the mean, in a pass of its own, so that nothing cancels. dgamma and dbeta are not fused with dx: a
-// frozen layer wants dx alone, and the column sums (column_sums.cuh) want another shape of block.
+// Forward and dx: a warp for each row up to 1024 columns, a block for each longer one. A row is read two or three times, after the first from
+// the multiprocessor's own cache. The variance is taken about the mean, in a pass of its own, so that nothing cancels. dgamma and dbeta are not
+// fused with dx: a frozen layer wants dx alone, and column sums (column_sums.cuh) want another shape of block.
 //
 // Not yet measured on a GPU.
 #include "column_sums.cuh"
@@ -110,15 +110,16 @@ layer_norm_backward(float *dx, const float *dy, const float *x, const float *gam
 }
 
 KERNEL(THREADS, 6)
-layer_norm_backward_long(float *dx, const float *dy, const float *x, const float *gamma, const float *means, const float *inverse_deviations, int rows,
-                         int columns, int accumulate) {
+layer_norm_backward_long(float *dx, const float *dy, const float *x, const float *gamma, const float *means, const float *inverse_deviations,
+                         int rows, int columns, int accumulate) {
     SHARED_MEMORY(float, scratch);
     backward(BlockTeam(scratch), dx, dy, x, gamma, means, inverse_deviations, rows, columns, accumulate != 0);
 }
 
 // partials: [slabs, 2, columns], the slabs' sums for dgamma and dbeta. Block (i, j) has the i-th tile of columns and the j-th slab of rows.
 KERNEL(TILE_THREADS, 3)
-layer_norm_column_sums(const float *dy, const float *x, const float *means, const float *inverse_deviations, int rows, int columns, float *partials) {
+layer_norm_column_sums(const float *dy, const float *x, const float *means, const float *inverse_deviations, int rows, int columns,
+                       float *partials) {
     SHARED_MEMORY(Pair, scratch); // [TILE_THREADS]
     const ColumnTile tile(columns, are_aligned(dy, x, partials));
     const Pair sums = tile.sum_rows(rows, scratch, [=](int row) {
@@ -134,7 +135,8 @@ layer_norm_column_sums(const float *dy, const float *x, const float *means, cons
 }
 
 // dgamma, dbeta = or += the sums over the slabs; both [columns].
-KERNEL(TOTAL_THREADS, 1) layer_norm_column_totals(const float *partials, int slabs, int columns, float *dgamma, float *dbeta, int accumulate) {
+KERNEL(TOTAL_THREADS, 1)
+layer_norm_column_totals(const float *partials, int slabs, int columns, float *dgamma, float *dbeta, int accumulate) {
     SHARED_MEMORY(float, scratch); // [TOTAL_THREADS]
     const float total = column_total(partials, slabs, 2 * columns, scratch);
     const int column = blockIdx.x * WARP + threadIdx.x % WARP;

@@ -1,10 +1,11 @@
 // All trainable parameters move in three launches, however many tensors they are: partial sums of the gradient's norm, what follows from the
-// norm, the update. The arithmetic of src/optim, operation by operation: every product and sum is rounded by itself (nvcc would fuse them), quotients and square
-// roots are the nearest, so an update has the CPU's bits. Only Adam's two scalars pass through pow in f64, which may differ by a unit of
-// f64 and then, hardly ever, by one of f32.
+// norm, the update. The arithmetic is that of src/optim, operation by operation (exact.cuh), so an update has the CPU's bits. Two scalars only
+// may differ by a unit of f32, and hardly ever do: the clipping coefficient, since the squares are summed in another order, and Adam's
+// corrections, which pass through another pow; both are computed in f64 and rounded once.
 //
-// Bytes per parameter: norm 4; Adadelta and Adam 28 (four streams read, three written), SGD 12, with momentum 20; 2 more with a copy in bf16. About 90 operations
-// for Adadelta stand against 28 bytes, in whose time an H200 does 190. 9.3 M parameters (4x320): 37 MB + 260 MB, 62 us at 4.8 TB/s.
+// Bytes per parameter: norm 4; Adadelta and Adam 28 (four streams read, three written), SGD 12, with momentum 20; 2 more with a copy in bf16.
+// Bound by memory: about 90 operations for Adadelta stand against 28 bytes, in whose time an H200 does 190. 9.3 M parameters (4x320): 37 MB +
+// 260 MB, 62 us at 4.8 TB/s.
 //
 // A block takes one slice of a tensor; a table says which. Learning rate, epsilon, counts and the verdict on the norm are in device memory, so a
 // captured graph follows them. A norm that is not finite makes the update a no-op.
@@ -14,7 +15,8 @@
 #include "vector.cuh"
 
 constexpr int THREADS = 256;
-// Elements of a tensor that one block takes: four accesses of 16 bytes to every stream a thread. Repeated in src/backend/cuda/optim.rs, like the structs.
+// Elements of a tensor that one block takes: four accesses of 16 bytes to every stream a thread. src/backend/cuda/optim.rs repeats it, and
+// the structs.
 constexpr int SLICE = 4096;
 
 // A trainable tensor. States that the method has not, and a copy that is not wanted, are null; without a gradient nothing happens to it.
@@ -198,7 +200,7 @@ template <typename Rule> DEVICE void update(const Parameter *parameters, const S
     const Part part(parameters, slices);
     const Parameter &parameter = part.parameter;
     if (!parameter.gradient) return;
-    const bool aligned = are_aligned(parameter.values, parameter.gradient, parameter.first, parameter.second) && is_aligned(parameter.rounded);
+    const bool aligned = are_aligned(parameter.values, parameter.gradient, parameter.first, parameter.second, parameter.rounded);
     for_each(Threads::of_block(), part.length, aligned, [&](auto at) {
         auto values = at.load(parameter.values);
         const auto gradient = at.load(parameter.gradient);
@@ -224,12 +226,14 @@ KERNEL(THREADS, 4) optim_sgd(const Parameter *parameters, const Slice *slices, c
 }
 
 // The first update takes the gradient undamped.
-KERNEL(THREADS, 4) optim_momentum(const Parameter *parameters, const Slice *slices, const StepState *state, float momentum, float take, int nesterov) {
+KERNEL(THREADS, 4)
+optim_momentum(const Parameter *parameters, const Slice *slices, const StepState *state, float momentum, float take, int nesterov) {
     if (state->non_finite >= 0) return;
     update(parameters, slices, Momentum{Hyper(*state), momentum, state->updates <= 1 ? 1.0f : take, nesterov != 0});
 }
 
-KERNEL(THREADS, 4) optim_adam(const Parameter *parameters, const Slice *slices, const StepState *state, float take1, float keep2, float take2) {
+KERNEL(THREADS, 4)
+optim_adam(const Parameter *parameters, const Slice *slices, const StepState *state, float take1, float keep2, float take2) {
     if (state->non_finite >= 0) return;
     update(parameters, slices, Adam{Hyper(*state), take1, keep2, take2, state->step_size, state->correction});
 }

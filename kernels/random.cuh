@@ -35,4 +35,7 @@ struct Mask {
 
     DEVICE uint4 draw(unsigned quarter, unsigned time, unsigned sequence) const { return philox(quarter, time, sequence, step); }
     DEVICE float apply(unsigned drawn, float x) const { return drawn >= threshold ? x * scale : 0.0f; }
+    DEVICE float4 apply(uint4 drawn, float4 x) const {
+        return make_float4(apply(drawn.x, x.x), apply(drawn.y, x.y), apply(drawn.z, x.z), apply(drawn.w, x.w));
+    }
 };

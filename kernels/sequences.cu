@@ -2,8 +2,9 @@
 // rows offsets[t] ... offsets[t + 1] - 1 are the frames of time t; offsets: [steps + 1]. Rows from offsets[steps] on belong to no sequence, they
 // only make shapes repeat, and become zero.
 //
-// Bytes per element: dropout 8, subsampling by s 4 + 4 (of the kept), its backward 4 + 4 / s (4 more where it adds). Bound by memory: dropout's random
-// numbers are about 110 instructions for four elements, 0.55 of what an H200 issues while it moves their 32 bytes. 7500 x 320: 19 MB, 4 us at 4.8 TB/s.
+// Bytes per element: dropout 8, subsampling 8 of those kept, its backward by a factor s 4 + 4 / s (8 / s where it adds). Bound by memory:
+// dropout's random numbers are about 110 instructions for four elements, 0.55 of what an H200 issues while it moves their 32 bytes.
+// 7500 x 320: 19 MB, 4 us at 4.8 TB/s.
 //
 // A block takes as many rows as give its threads about four accesses each. Its first threads find a row's time by binary search in the
 // offsets, once a row, for all of the block.
@@ -39,15 +40,16 @@ struct Rows {
     DEVICE Rows(int rows, int rows_per_block) : first(blockIdx.x * rows_per_block), count(min(rows_per_block, rows - first)) {}
 };
 
-// y = mask x; [rows, columns]. y may be x: backward is the same with gradients. `step` holds the number of steps before this one.
+// y = mask x; [rows, columns]. y may be x: backward is the same with gradients. The number of steps before this one is in memory at
+// `counter`, so that a captured graph draws a new mask each time, or, without, `step`.
 KERNEL(THREADS, 6)
 sequences_dropout(float *y, const float *x, const int *offsets, int steps, int rows, int columns, int rows_per_block, unsigned key_low,
-                  unsigned key_high, unsigned threshold, float scale, const unsigned long long *step) {
+                  unsigned key_high, unsigned threshold, float scale, unsigned step, const unsigned long long *counter) {
     SHARED_MEMORY(Frame, frames); // [rows_per_block]
     const Rows mine(rows, rows_per_block);
-    if (threadIdx.x < mine.count) frames[threadIdx.x] = frame_of(mine.first + threadIdx.x, offsets, steps);
+    if (int(threadIdx.x) < mine.count) frames[threadIdx.x] = frame_of(mine.first + threadIdx.x, offsets, steps);
     barrier();
-    const Mask mask = {{key_low, key_high}, threshold, scale, unsigned(*step)};
+    const Mask mask = {{key_low, key_high}, threshold, scale, counter ? unsigned(*counter) : step};
     const bool quads = are_aligned(y, x) && columns % 4 == 0;
     for_each_in_rows(Threads::of_block(), mine.count, (columns + 3) / 4, [=](int row, int quarter) {
         const Frame frame = frames[row];
@@ -59,9 +61,7 @@ sequences_dropout(float *y, const float *x, const int *offsets, int steps, int r
         }
         const uint4 drawn = mask.draw(quarter, frame.time, frame.sequence);
         if (quads) {
-            const float4 four = Quad{begin}.load(x);
-            Quad{begin}.store(y, make_float4(mask.apply(drawn.x, four.x), mask.apply(drawn.y, four.y), mask.apply(drawn.z, four.z),
-                                             mask.apply(drawn.w, four.w)));
+            Quad{begin}.store(y, mask.apply(drawn, Quad{begin}.load(x)));
         } else {
             y[begin] = mask.apply(drawn.x, x[begin]);
             if (length > 1) y[begin + 1] = mask.apply(drawn.y, x[begin + 1]);
@@ -74,7 +74,7 @@ sequences_dropout(float *y, const float *x, const int *offsets, int steps, int r
 // to[row] = or += from[source(row)], nothing from a source of -1; `to` has the block's rows, both have `columns`.
 template <typename Source>
 DEVICE void move_rows(Rows mine, float *to, const float *from, int columns, bool accumulate, int *sources, Source source) {
-    if (threadIdx.x < mine.count) sources[threadIdx.x] = source(mine.first + int(threadIdx.x));
+    if (int(threadIdx.x) < mine.count) sources[threadIdx.x] = source(mine.first + int(threadIdx.x));
     barrier();
     const auto move = [=](int row, auto at) {
         const long long target = (long long)(mine.first + row) * columns;
@@ -94,8 +94,8 @@ DEVICE void move_rows(Rows mine, float *to, const float *from, int columns, bool
 
 // y: every factor-th frame of x, the first always; y: [rows, columns] packed by kept_offsets: [kept_steps + 1], x packed by offsets.
 KERNEL(THREADS, 6)
-sequences_subsample(float *y, const float *x, const int *offsets, const int *kept_offsets, int kept_steps, int rows, int columns, int rows_per_block,
-                    int factor) {
+sequences_subsample(float *y, const float *x, const int *offsets, const int *kept_offsets, int kept_steps, int rows, int columns,
+                    int rows_per_block, int factor) {
     SHARED_MEMORY(int, sources); // [rows_per_block]
     move_rows(Rows(rows, rows_per_block), y, x, columns, false, sources, [=](int row) {
         const Frame frame = frame_of(row, kept_offsets, kept_steps);

@@ -61,7 +61,8 @@ DEVICE bool is_aligned(const float *x) { return reinterpret_cast<std::uintptr_t>
 DEVICE bool is_aligned(const __nv_bfloat16 *x) { return reinterpret_cast<std::uintptr_t>(x) % 8 == 0; }
 template <typename... Pointers> DEVICE bool are_aligned(Pointers... pointers) { return (is_aligned(pointers) && ...); }
 
-// The four elements of x: [n] from i, a multiple of four: for sums, whose order must not depend on alignment. `filling` stands for what lies beyond n.
+// The four elements of x: [n] from i, a multiple of four: for sums, whose order must not depend on alignment. `filling` stands for what
+// lies beyond n.
 DEVICE float4 load_four(const float *x, long long i, long long n, bool aligned, float filling = 0.0f) {
     if (aligned && i + 4 <= n) return Quad{i}.load(x);
     return make_float4(i < n ? x[i] : filling, i + 1 < n ? x[i + 1] : filling, i + 2 < n ? x[i + 2] : filling, i + 3 < n ? x[i + 3] : filling);

@@ -6,9 +6,16 @@
 pub mod arena;
 pub mod context;
 pub mod driver;
+pub mod elementwise;
+pub mod embedding;
 pub mod embedded;
 #[cfg(feature = "emulator")]
 pub mod emulated;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod gpu;
+pub mod layer_norm;
+pub mod optim;
+pub mod sequences;
+#[cfg(all(test, feature = "emulator"))]
+pub(crate) mod testing;
