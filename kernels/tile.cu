@@ -1,5 +1,5 @@
-// What tile.cuh promises, as kernels of one warp, for tests on the emulator and on a GPU: the host deals the registers out by PTX's tables and
-// looks where the results come back. Nothing here is on a training step's way.
+// What tile.cuh promises, as kernels of one warp, for tests on the emulator and on a GPU: the host deals the registers out by PTX's tables
+// and looks where the results come back. Nothing here is on a training step's way.
 #include "tile.cuh"
 
 // d = c + a b with the registers of lane l at [l * N]: a [32, 4], b [32, 2], c and d [32, 4].
@@ -38,7 +38,8 @@ KERNEL(32, 1) tile_places(int *rows, int *columns) {
     }
 }
 
-// The four ways to load from 32 rows of 16 bytes (words [32, 4]); lane l's registers at [l * 12]: x4 4, x4 transposed 4, x2 2, x2 transposed 2.
+// The four ways to load from 32 rows of 16 bytes (words [32, 4]); lane l's registers at [l * 12]: x4 4, x4 transposed 4, x2 2, x2 transposed
+// 2.
 KERNEL(32, 1) tile_ldmatrix(const unsigned *words, unsigned *registers) {
     SHARED_MEMORY(unsigned, shared);
     const int lane = lane_index();
