@@ -1,8 +1,9 @@
 //! A device: where tensors live, what they take there, and how much work was asked of it.
 //!
-//! Two kinds so far. `cpu` computes. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
+//! Three kinds. `cpu` and `cuda` compute. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
 //! that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
 
+use crate::backend::cuda::{self, context::Context};
 use crate::error::{Error, Result, Subject};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -82,13 +83,26 @@ impl Ledger {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {
     Cpu,
+    /// In the memory of a GPU, or of the emulated one.
+    Cuda,
     /// Nowhere: shapes only.
+    Plan,
+}
+
+/// What an operation's arithmetic runs on.
+#[derive(Debug, Clone, Copy)]
+pub enum Backend<'a> {
+    Cpu,
+    Cuda(&'a Arc<Context>),
+    /// Nothing is to be computed.
     Plan,
 }
 
 #[derive(Debug)]
 struct Inner {
     kind: DeviceKind,
+    /// Of the kind `Cuda` only.
+    context: Option<Arc<Context>>,
     ledger: Ledger,
     operations: AtomicU64,
     pool: Mutex<Pool>,
@@ -100,17 +114,28 @@ pub struct Device(Arc<Inner>);
 
 impl Device {
     pub fn cpu() -> Self {
-        Self::of_kind(DeviceKind::Cpu)
+        Self::of_kind(DeviceKind::Cpu, None)
+    }
+
+    pub fn cuda(context: Arc<Context>) -> Self {
+        Self::of_kind(DeviceKind::Cuda, Some(context))
+    }
+
+    /// The CUDA backend on the CPU, its kernels run thread by thread in this order: for tests.
+    #[cfg(feature = "emulator")]
+    pub fn emulator(order: cuda::emulator::Order) -> Self {
+        Self::cuda(Context::new("emulator", Box::new(cuda::emulated::Emulated::new(order))))
     }
 
     /// A device that counts and does not compute.
     pub fn plan() -> Self {
-        Self::of_kind(DeviceKind::Plan)
+        Self::of_kind(DeviceKind::Plan, None)
     }
 
-    fn of_kind(kind: DeviceKind) -> Self {
+    fn of_kind(kind: DeviceKind, context: Option<Arc<Context>>) -> Self {
         Device(Arc::new(Inner {
             kind,
+            context,
             ledger: Ledger::default(),
             operations: AtomicU64::new(0),
             pool: Mutex::new(Pool::default()),
@@ -119,6 +144,22 @@ impl Device {
 
     pub fn kind(&self) -> DeviceKind {
         self.0.kind
+    }
+
+    pub fn backend(&self) -> Backend<'_> {
+        match (&self.0.context, self.0.kind) {
+            (Some(context), _) => Backend::Cuda(context),
+            (None, DeviceKind::Plan) => Backend::Plan,
+            (None, _) => Backend::Cpu,
+        }
+    }
+
+    /// The first error of a GPU, whose errors are sticky; a CPU has none.
+    ///
+    /// # Errors
+    /// That one.
+    pub fn check(&self) -> Result<()> {
+        self.0.context.as_ref().map_or(Ok(()), |context| context.check())
     }
 
     /// False on the device `plan`, where an operation does everything but its arithmetic.
@@ -142,6 +183,9 @@ impl Device {
     /// Gives memory that no tensor uses back to the system.
     pub fn trim(&self) {
         self.pool().free.clear();
+        if let Some(context) = &self.0.context {
+            context.trim();
+        }
     }
 
     pub(crate) fn take_buffer(&self, elements: usize) -> Vec<f32> {
@@ -177,9 +221,10 @@ impl fmt::Debug for Device {
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind() {
-            DeviceKind::Cpu => "cpu",
-            DeviceKind::Plan => "plan",
+        f.write_str(match self.backend() {
+            Backend::Cpu => "cpu",
+            Backend::Cuda(context) => context.name(),
+            Backend::Plan => "plan",
         })
     }
 }
@@ -189,18 +234,77 @@ impl fmt::Display for Device {
 /// # Errors
 /// If the name is unknown or the device is not there.
 pub fn open(name: &str) -> Result<(Device, String)> {
-    match name {
-        "cpu" => Ok((Device::cpu(), "asked for".into())),
-        "auto" => Ok((Device::cpu(), "this binary was built without CUDA kernels".into())),
-        _ if name == "cuda" || name.starts_with("cuda:") => {
-            Err(Error::new(Subject::Device(name.into()), "this binary was built without CUDA kernels")
-                .remedy("Use --device cpu"))
-        }
-        _ => {
-            Err(Error::new(Subject::Device(name.into()), "is no device")
-                .remedy("Use --device auto, cpu, cuda or cuda:N"))
-        }
+    match parse(name)? {
+        Name::Cpu => Ok((Device::cpu(), "asked for".into())),
+        Name::Cuda(ordinal) => Ok((Device::cuda(open_gpu(ordinal)?), "asked for".into())),
+        Name::Auto => match cuda_available() {
+            Ok(()) => {
+                let context = open_gpu(0)?;
+                let reason = format!("the driver sees {}", context.properties().name);
+                Ok((Device::cuda(context), reason))
+            }
+            Err(why) => Ok((Device::cpu(), why)),
+        },
+        #[cfg(feature = "emulator")]
+        Name::Emulator => Ok((Device::emulator(crate::backend::cuda::emulator::Order::Forward), "asked for".into())),
     }
+}
+
+/// That the name is one of a device that is there; opens nothing, which on a GPU takes a while.
+///
+/// # Errors
+/// As [`open`].
+pub fn check(name: &str) -> Result<()> {
+    match parse(name)? {
+        Name::Cuda(ordinal) => available(ordinal),
+        _ => Ok(()),
+    }
+}
+
+enum Name {
+    Auto,
+    Cpu,
+    Cuda(u32),
+    #[cfg(feature = "emulator")]
+    Emulator,
+}
+
+fn parse(name: &str) -> Result<Name> {
+    match name {
+        "auto" => Ok(Name::Auto),
+        "cpu" => Ok(Name::Cpu),
+        "cuda" => Ok(Name::Cuda(0)),
+        #[cfg(feature = "emulator")]
+        "emulator" => Ok(Name::Emulator),
+        _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()).map(Name::Cuda).ok_or_else(|| {
+            Error::new(Subject::Device(name.into()), "is no device").remedy("Use --device auto, cpu, cuda or cuda:N")
+        }),
+    }
+}
+
+/// Why no GPU can be used at all, in words that follow "because".
+pub fn cuda_available() -> Result<(), String> {
+    if cuda::embedded::files().is_empty() {
+        return Err("this binary was built without CUDA kernels".into());
+    }
+    cuda::gpu::driver_version()?;
+    if cuda::gpu::count() == 0 { Err("the NVIDIA driver sees no GPU".into()) } else { Ok(()) }
+}
+
+fn available(ordinal: u32) -> Result<()> {
+    let error = |why: String| Error::new(Subject::Device(format!("cuda:{ordinal}")), why);
+    cuda_available().map_err(|why| error(format!("cannot be used: {why}")).remedy("Use --device cpu, or see `headfirst doctor`"))?;
+    let count = cuda::gpu::count();
+    if ordinal >= count {
+        return Err(error(format!("is not there: the driver sees {count} GPUs, numbered from 0"))
+            .remedy("See `headfirst doctor`"));
+    }
+    Ok(())
+}
+
+fn open_gpu(ordinal: u32) -> Result<Arc<Context>> {
+    available(ordinal)?;
+    Ok(Context::new(&format!("cuda:{ordinal}"), Box::new(cuda::gpu::Gpu::open(ordinal)?)))
 }
 
 /// Buffers that a dropped tensor left, for the next tensor of about that size: fresh memory from the system costs a page fault

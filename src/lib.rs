@@ -21,6 +21,7 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+mod primitives;
 pub mod random;
 pub mod recipe;
 pub mod report;

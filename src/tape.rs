@@ -8,6 +8,7 @@
 
 use crate::device::{Category, Device};
 use crate::error::Result;
+use crate::primitives::{add_to, fill};
 use crate::tensor::Tensor;
 
 /// Where a gradient goes.
@@ -110,7 +111,7 @@ impl Tape {
     /// What an operation's backward reports.
     pub fn backward(self, loss: &Var, scale: f32, parameters: &mut GradientBuffers) -> Result<()> {
         let mut seed = Tensor::uninitialized(&self.device, loss.shape(), Category::Activation);
-        seed.data_mut().fill(scale);
+        fill(&mut seed, scale);
         self.backward_from(loss, seed, parameters)
     }
 
@@ -184,12 +185,7 @@ impl Backward<'_> {
     /// Adds a gradient that the caller goes on using.
     pub fn give_copy(&mut self, place: Place, gradient: &Tensor) {
         let sink = self.sink(place);
-        let elements = sink.tensor.data_mut();
-        if sink.add {
-            elements.iter_mut().zip(gradient.data()).for_each(|(sum, x)| *sum += x);
-        } else {
-            elements.copy_from_slice(gradient.data());
-        }
+        add_to(sink.tensor, gradient, sink.add);
     }
 }
 

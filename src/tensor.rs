@@ -3,7 +3,10 @@
 //! Tensors are shared by cloning. Only a tensor whose buffer nobody else holds can be written, so an operation writes its result
 //! once, and what the tape keeps cannot change underneath it.
 
-use crate::device::{Category, Device};
+use crate::backend::cuda::context::Buffer;
+use crate::backend::cuda::driver::Pointer;
+use crate::device::{Backend, Category, Device};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,17 +17,24 @@ pub struct Tensor {
 }
 
 struct Storage {
-    /// Empty on the device `plan`.
-    elements: Vec<f32>,
+    elements: Elements,
     bytes: u64,
     category: Category,
     device: Device,
 }
 
+enum Elements {
+    /// Empty on the device `plan`.
+    Host(Vec<f32>),
+    Cuda(Buffer),
+}
+
 impl Drop for Storage {
     fn drop(&mut self) {
         self.device.ledger().close(self.category, self.bytes);
-        self.device.return_buffer(std::mem::take(&mut self.elements));
+        if let Elements::Host(elements) = &mut self.elements {
+            self.device.return_buffer(std::mem::take(elements));
+        }
     }
 }
 
@@ -32,13 +42,24 @@ impl Tensor {
     /// A tensor whose elements are arbitrary: the caller writes every one before anyone reads it.
     pub fn uninitialized(device: &Device, shape: &[usize], category: Category) -> Self {
         let count: usize = shape.iter().product();
-        let elements = if device.computes() { device.take_buffer(count) } else { Vec::new() };
+        let elements = match (device.backend(), category) {
+            (Backend::Plan, _) => Elements::Host(Vec::new()),
+            (Backend::Cpu, _) => Elements::Host(device.take_buffer(count)),
+            (Backend::Cuda(context), Category::Activation | Category::Workspace) => {
+                Elements::Cuda(context.take(count * size_of::<f32>()))
+            }
+            // What outlives a step stays out of the arena, so that every step finds that empty.
+            (Backend::Cuda(context), _) => Elements::Cuda(context.allocate(count * size_of::<f32>())),
+        };
         Self::with_storage(device, shape, elements, category)
     }
 
     pub fn zeros(device: &Device, shape: &[usize], category: Category) -> Self {
         let mut tensor = Self::uninitialized(device, shape, category);
-        tensor.data_mut().fill(0.0);
+        match tensor.elements_mut() {
+            Elements::Host(elements) => elements.fill(0.0),
+            Elements::Cuda(buffer) => buffer.context().clear(buffer),
+        }
         tensor
     }
 
@@ -47,12 +68,16 @@ impl Tensor {
     /// # Panics
     /// If the shape does not hold as many elements.
     pub fn from_vec(device: &Device, shape: &[usize], elements: Vec<f32>, category: Category) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), elements.len(), "elements of a tensor of shape {shape:?}");
-        let elements = if device.computes() { elements } else { Vec::new() };
-        Self::with_storage(device, shape, elements, category)
+        if let Backend::Cpu = device.backend() {
+            assert_eq!(shape.iter().product::<usize>(), elements.len(), "elements of a tensor of shape {shape:?}");
+            return Self::with_storage(device, shape, Elements::Host(elements), category);
+        }
+        let mut tensor = Self::uninitialized(device, shape, category);
+        tensor.write(&elements);
+        tensor
     }
 
-    fn with_storage(device: &Device, shape: &[usize], elements: Vec<f32>, category: Category) -> Self {
+    fn with_storage(device: &Device, shape: &[usize], elements: Elements, category: Category) -> Self {
         let bytes = (shape.iter().product::<usize>() * size_of::<f32>()) as u64;
         device.ledger().open(category, bytes);
         let storage = Storage { elements, bytes, category, device: device.clone() };
@@ -81,15 +106,86 @@ impl Tensor {
     }
 
     /// The elements, row by row; none on the device `plan`.
+    ///
+    /// # Panics
+    /// If they are in the memory of a GPU: see [`Tensor::to_vec`].
     pub fn data(&self) -> &[f32] {
-        &self.storage.elements
+        match &self.storage.elements {
+            Elements::Host(elements) => elements,
+            Elements::Cuda(_) => panic!("the elements of {self:?} are not in the host's memory"),
+        }
     }
 
     /// The elements, to be written.
     ///
     /// # Panics
-    /// If another tensor or the tape shares the buffer: writing would change what they see.
+    /// If another tensor or the tape shares the buffer: writing would change what they see. If they are in the memory of a GPU.
     pub fn data_mut(&mut self) -> &mut [f32] {
+        match self.elements_mut() {
+            Elements::Host(elements) => elements,
+            Elements::Cuda(_) => panic!("elements to be written are not in the host's memory"),
+        }
+    }
+
+    /// The elements, from whatever device: a copy only if they are in the memory of a GPU, whose work is then waited for.
+    pub fn host(&self) -> Cow<'_, [f32]> {
+        match &self.storage.elements {
+            Elements::Host(elements) => Cow::Borrowed(elements),
+            Elements::Cuda(_) => Cow::Owned(self.to_vec()),
+        }
+    }
+
+    /// A copy of the elements, from whatever device; none from the device `plan`. Waits for the work of a GPU.
+    pub fn to_vec(&self) -> Vec<f32> {
+        match &self.storage.elements {
+            Elements::Host(elements) => elements.clone(),
+            Elements::Cuda(buffer) => buffer.context().download(buffer, self.len()),
+        }
+    }
+
+    /// Replaces all elements; does nothing on the device `plan`.
+    ///
+    /// # Panics
+    /// If there are not as many, or another tensor shares the buffer.
+    pub fn write(&mut self, elements: &[f32]) {
+        assert_eq!(self.len(), elements.len(), "elements of a tensor of shape {:?}", self.shape);
+        let computes = self.device().computes();
+        match self.elements_mut() {
+            Elements::Host(to) if computes => to.copy_from_slice(elements),
+            Elements::Host(_) => {}
+            Elements::Cuda(buffer) => buffer.context().upload(buffer, elements),
+        }
+    }
+
+    /// Where the elements begin in the memory of a GPU.
+    ///
+    /// # Panics
+    /// If they are not there.
+    pub fn pointer(&self) -> Pointer {
+        self.buffer().pointer()
+    }
+
+    /// The same for elements that will be written.
+    ///
+    /// # Panics
+    /// If another tensor shares the buffer, or they are not in the memory of a GPU.
+    pub fn pointer_mut(&mut self) -> Pointer {
+        self.elements_mut();
+        self.pointer()
+    }
+
+    /// The memory of a GPU that holds the elements.
+    ///
+    /// # Panics
+    /// If they are not there.
+    pub fn buffer(&self) -> &Buffer {
+        match &self.storage.elements {
+            Elements::Cuda(buffer) => buffer,
+            Elements::Host(_) => panic!("the elements of {self:?} are not in the memory of a GPU"),
+        }
+    }
+
+    fn elements_mut(&mut self) -> &mut Elements {
         &mut Arc::get_mut(&mut self.storage).expect("a tensor that is written has no other owner").elements
     }
 

@@ -6,6 +6,8 @@ mod bad_input;
 mod cli;
 /// The tiny spoken corpus and the program as a user starts it, for the tests that need them.
 mod corpus;
+/// Kernels are compiled when they changed and only then; without nvcc the build says so.
+mod cuda_build;
 /// A stopped, killed or starved run goes on to the bits of one that never stopped, and no run is overwritten.
 mod durability;
 /// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.

@@ -1,3 +1,4 @@
 //! What the operations run on. Backends know slices, not tensors.
 
 pub mod cpu;
+pub mod cuda;

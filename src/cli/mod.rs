@@ -84,7 +84,7 @@ fn run(cli: Cli) -> Result<()> {
     };
     common.start_threads()?;
     // Not every command computes, but none takes a device that is not there.
-    common.open_device()?;
+    device::check(&common.device)?;
     match command {
         Command::Train(command) => command.run(&common),
         Command::Evaluate(command) => command.run(&common),

@@ -84,15 +84,10 @@ impl Parameters {
         &self.values[index]
     }
 
-    /// The elements of a parameter, to be updated: only between two forward passes, when no tape holds them.
-    pub fn value_mut(&mut self, index: usize) -> &mut [f32] {
-        self.values[index].data_mut()
-    }
-
-    /// A trainable parameter's elements and its gradient.
-    pub fn value_and_gradient(&mut self, index: usize) -> Option<(&mut [f32], &[f32])> {
+    /// A trainable parameter, to be updated, and its gradient: only between two forward passes, when no tape holds them.
+    pub fn value_and_gradient(&mut self, index: usize) -> Option<(&mut Tensor, &Tensor)> {
         let gradient = self.gradients.get(index)?;
-        Some((self.values[index].data_mut(), gradient.data()))
+        Some((&mut self.values[index], gradient))
     }
 
     /// The parameter as operations take it: with a place for its gradient if it is trainable.
@@ -111,8 +106,7 @@ impl Parameters {
             let problem = format!("{} has {} elements where {} are needed", spec.name, values.len(), spec.len());
             return Err(Error::program(problem));
         }
-        let device = self.values[index].device().clone();
-        self.values[index] = tensor(&device, spec, values.to_vec());
+        self.values[index].write(values);
         Ok(())
     }
 }

@@ -1,8 +1,10 @@
 //! Sums and products of tensors of one shape, scaling, and the sum of all elements.
 
-use crate::device::Category;
+use crate::backend::cuda;
+use crate::device::{Backend, Category};
 use crate::error::Result;
 use crate::ops::expect_shape;
+use crate::primitives::{self, fill, scale_by};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -12,7 +14,7 @@ use crate::tensor::Tensor;
 /// If the shapes differ.
 pub fn add(tape: &mut Tape, a: &Var, b: &Var) -> Result<Var> {
     expect_shape("add", "the second input", b.shape(), a.shape())?;
-    let output = zip_with(tape, a.tensor(), b.tensor(), |a, b| a + b);
+    let output = combine(Combination::Sum, a.tensor(), b.tensor());
     let places = [tape.wants(a), tape.wants(b)];
     Ok(tape.record(&[a, b], output, move |gradient, backward| {
         for place in places.into_iter().flatten() {
@@ -28,14 +30,11 @@ pub fn add(tape: &mut Tape, a: &Var, b: &Var) -> Result<Var> {
 /// If the shapes differ.
 pub fn multiply(tape: &mut Tape, a: &Var, b: &Var) -> Result<Var> {
     expect_shape("multiply", "the second input", b.shape(), a.shape())?;
-    let output = zip_with(tape, a.tensor(), b.tensor(), |a, b| a * b);
+    let output = combine(Combination::Product, a.tensor(), b.tensor());
     let kept = [(a, b), (b, a)].map(|(input, other)| tape.wants(input).map(|place| (place, other.tensor().clone())));
     Ok(tape.record(&[a, b], output, move |gradient, backward| {
         for (place, other) in kept.into_iter().flatten() {
-            let mut product = Tensor::uninitialized(backward.device(), gradient.shape(), Category::Activation);
-            let elements = product.data_mut().iter_mut().zip(gradient.data()).zip(other.data());
-            elements.for_each(|((product, gradient), other)| *product = gradient * other);
-            backward.give(place, product);
+            backward.give(place, combine(Combination::Product, &gradient, &other));
         }
         Ok(())
     }))
@@ -43,40 +42,74 @@ pub fn multiply(tape: &mut Tape, a: &Var, b: &Var) -> Result<Var> {
 
 /// `factor * x`. Backward keeps nothing.
 pub fn scale(tape: &mut Tape, x: &Var, factor: f32) -> Var {
-    let mut output = Tensor::uninitialized(tape.device(), x.shape(), Category::Activation);
-    output.data_mut().iter_mut().zip(x.tensor().data()).for_each(|(output, x)| *output = factor * x);
+    let output = scaled(x.tensor(), factor);
     let place = tape.wants(x);
-    tape.record(&[x], output, move |mut gradient, backward| {
+    tape.record(&[x], output, move |gradient, backward| {
         let Some(place) = place else { return Ok(()) };
-        gradient.data_mut().iter_mut().for_each(|x| *x *= factor);
-        backward.give(place, gradient);
+        backward.give(place, scaled(&gradient, factor));
         Ok(())
     })
 }
 
 /// The sum of all elements, `[1]`, summed in f64 in order. Backward keeps nothing.
 pub fn sum(tape: &mut Tape, x: &Var) -> Var {
-    let mut output = Tensor::uninitialized(tape.device(), &[1], Category::Activation);
-    let total: f64 = x.tensor().data().iter().map(|&x| f64::from(x)).sum();
-    output.data_mut().fill(total as f32);
+    let device = tape.device().clone();
+    let mut output = Tensor::uninitialized(&device, &[1], Category::Activation);
+    match device.backend() {
+        Backend::Cpu => {
+            let total: f64 = x.tensor().data().iter().map(|&x| f64::from(x)).sum();
+            output.data_mut().fill(total as f32);
+        }
+        Backend::Cuda(context) => {
+            let count = x.tensor().len();
+            let workspace = primitives::workspace(&device, cuda::elementwise::sum_workspace(count));
+            cuda::elementwise::sum(context, x.tensor().pointer(), count, output.pointer_mut(), workspace.pointer());
+        }
+        Backend::Plan => {}
+    }
     let place = tape.wants(x);
+    let shape = x.shape().to_vec();
     tape.record(&[x], output, move |gradient, backward| {
         let Some(place) = place else { return Ok(()) };
-        let upstream = gradient.data().first().copied().unwrap_or_default();
-        let sink = backward.sink(place);
-        let elements = sink.tensor.data_mut().iter_mut();
-        if sink.add {
-            elements.for_each(|element| *element += upstream);
-        } else {
-            elements.for_each(|element| *element = upstream);
-        }
+        let mut spread = Tensor::uninitialized(backward.device(), &shape, Category::Activation);
+        fill(&mut spread, 1.0);
+        scale_by(&mut spread, &gradient, 1.0);
+        backward.give(place, spread);
         Ok(())
     })
 }
 
-fn zip_with(tape: &Tape, a: &Tensor, b: &Tensor, function: impl Fn(f32, f32) -> f32) -> Tensor {
-    let mut output = Tensor::uninitialized(tape.device(), a.shape(), Category::Activation);
-    let elements = output.data_mut().iter_mut().zip(a.data()).zip(b.data());
-    elements.for_each(|((output, &a), &b)| *output = function(a, b));
+#[derive(Clone, Copy)]
+enum Combination {
+    Sum,
+    Product,
+}
+
+fn combine(combination: Combination, a: &Tensor, b: &Tensor) -> Tensor {
+    let device = a.device().clone();
+    let mut output = Tensor::uninitialized(&device, a.shape(), Category::Activation);
+    match device.backend() {
+        Backend::Cpu => {
+            let elements = output.data_mut().iter_mut().zip(a.data()).zip(b.data());
+            match combination {
+                Combination::Sum => elements.for_each(|((output, a), b)| *output = a + b),
+                Combination::Product => elements.for_each(|((output, a), b)| *output = a * b),
+            }
+        }
+        Backend::Cuda(context) => {
+            let (count, a, b, output) = (a.len(), a.pointer(), b.pointer(), output.pointer_mut());
+            match combination {
+                Combination::Sum => cuda::elementwise::add(context, a, b, output, count),
+                Combination::Product => cuda::elementwise::multiply(context, a, b, output, count),
+            }
+        }
+        Backend::Plan => {}
+    }
+    output
+}
+
+fn scaled(x: &Tensor, factor: f32) -> Tensor {
+    let mut output = Tensor::uninitialized(x.device(), x.shape(), Category::Activation);
+    primitives::scale(x, factor, &mut output);
     output
 }

@@ -3,8 +3,8 @@
 //! The mask is never kept. It comes from Philox, keyed by the dropout seed, the stage and the layer's name, at the counter (unit / 4, time,
 //! sequence, step), and is compared as integers: backward draws it again, and every device draws the same.
 
-use crate::backend::cpu;
-use crate::device::Category;
+use crate::backend::{cpu, cuda};
+use crate::device::{Backend, Category};
 use crate::error::Result;
 use crate::ops::sequences::Sequences;
 use crate::ops::{expect_shape, matrix};
@@ -20,15 +20,30 @@ pub fn dropout(tape: &mut Tape, x: &Var, sequences: &Sequences, mask: Mask) -> R
     let (_, columns) = matrix("dropout", "the input", x.shape())?;
     expect_shape("dropout", "the input", x.shape(), &[sequences.rows(), columns])?;
     let mut output = Tensor::uninitialized(tape.device(), x.shape(), Category::Activation);
-    if tape.device().computes() {
-        cpu::dropout::apply(x.tensor().data(), output.data_mut(), sequences.offsets(), columns, &mask);
+    match tape.device().backend() {
+        Backend::Cpu => {
+            cpu::dropout::apply(x.tensor().data(), output.data_mut(), sequences.offsets(), columns, &mask);
+        }
+        Backend::Cuda(context) => {
+            let packing = sequences.on(context);
+            cuda::sequences::dropout(context, x.tensor().pointer(), output.pointer_mut(), &packing, columns, &mask);
+        }
+        Backend::Plan => {}
     }
     let place = tape.wants(x);
     let sequences = sequences.clone();
     Ok(tape.record(&[x], output, move |mut gradient, backward| {
         let Some(place) = place else { return Ok(()) };
-        if gradient.device().computes() {
-            cpu::dropout::apply_in_place(gradient.data_mut(), sequences.offsets(), columns, &mask);
+        let device = gradient.device().clone();
+        match device.backend() {
+            Backend::Cpu => {
+                cpu::dropout::apply_in_place(gradient.data_mut(), sequences.offsets(), columns, &mask);
+            }
+            Backend::Cuda(context) => {
+                let (packing, gradient) = (sequences.on(context), gradient.pointer_mut());
+                cuda::sequences::dropout(context, gradient, gradient, &packing, columns, &mask);
+            }
+            Backend::Plan => {}
         }
         backward.give(place, gradient);
         Ok(())

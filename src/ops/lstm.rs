@@ -7,14 +7,16 @@
 //!
 //! The input projections of all steps are one product before the recurrence, the weight gradients products after it.
 
-use crate::backend::cpu;
-use crate::backend::cpu::matmul::{Matrix, column_sums, matmul};
-use crate::device::{Category, Device};
+use crate::backend::cuda::context::Context;
+use crate::backend::{cpu, cuda};
+use crate::device::{Backend as Arithmetic, Category, Device};
 use crate::error::{Error, Result};
 use crate::ops::sequences::Sequences;
 use crate::ops::{expect_shape, matrix};
+use crate::primitives::{Factor, column_sums, product, workspace};
 use crate::tape::{Backward, Place, Tape, Var};
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 /// The parameters of one direction; H hidden units, C inputs.
 #[derive(Debug, Clone)]
@@ -56,18 +58,10 @@ pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direc
     let device = tape.device().clone();
     let mut output = Tensor::uninitialized(&device, &[rows, directions.len() * hidden], Category::Activation);
     let mut kept = Vec::with_capacity(directions.len());
-    // The sum of both biases of each direction, `[4H]`; forward alone reads it.
-    let mut biases: Vec<Vec<f32>> = Vec::with_capacity(directions.len());
     for direction in directions {
         let mut gates = Tensor::uninitialized(&device, &[rows, 4 * hidden], Category::Activation);
-        device.count_operations((2 * rows * inputs * 4 * hidden) as u64);
-        if device.computes() {
-            let weight = Matrix::rows(direction.input_weight.tensor().data(), inputs).transposed();
-            let x = Matrix::rows(x.tensor().data(), inputs);
-            matmul(rows, 4 * hidden, inputs, x, weight, gates.data_mut(), 4 * hidden, false);
-        }
-        let both = direction.input_bias.tensor().data().iter().zip(direction.recurrent_bias.tensor().data());
-        biases.push(both.map(|(a, b)| a + b).collect());
+        let weight = Factor::rows(direction.input_weight.tensor(), inputs).transposed();
+        product((rows, 4 * hidden, inputs), Factor::rows(x.tensor(), inputs), weight, &mut gates, false);
         let cells = Tensor::uninitialized(&device, &[rows, hidden], Category::Activation);
         kept.push(Kept {
             gates,
@@ -79,24 +73,8 @@ pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direc
             bias_places: [tape.wants(&direction.input_bias), tape.wants(&direction.recurrent_bias)],
         });
     }
-    device.count_operations(recurrent_operations(rows, hidden, directions.len()));
     let sizes = Sizes { hidden, inputs, sequences: sequences.clone() };
-    let mut packed = packed_weights(&device, hidden, directions.len());
-    if device.computes() {
-        let mut operands = Vec::with_capacity(kept.len());
-        for (((kept, packed), direction), bias) in kept.iter_mut().zip(&mut packed).zip(directions).zip(&biases) {
-            cpu::lstm::pack_forward(direction.recurrent_weight.tensor().data(), hidden, packed.data_mut());
-            operands.push(cpu::lstm::Forward {
-                weights: packed.data(),
-                bias: Some(bias),
-                gates: kept.gates.data_mut(),
-                cells: kept.cells.data_mut(),
-                initial: None,
-            });
-        }
-        cpu::lstm::forward(&sizes.shape(directions.len()), &mut operands, output.data_mut());
-    }
-    drop(packed);
+    recur(&device, &sizes, directions, &mut kept, &mut output);
 
     let x_place = tape.wants(x);
     let kept_x = kept.iter().any(|kept| kept.input_weight_place.is_some()).then(|| x.tensor().clone());
@@ -108,6 +86,12 @@ pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direc
 }
 
 impl Direction {
+    /// The sum of both biases, `[4H]`.
+    fn bias(&self) -> Vec<f32> {
+        let both = self.input_bias.tensor().data().iter().zip(self.recurrent_bias.tensor().data());
+        both.map(|(a, b)| a + b).collect()
+    }
+
     fn variables(&self) -> [&Var; 4] {
         [&self.input_weight, &self.recurrent_weight, &self.input_bias, &self.recurrent_bias]
     }
@@ -122,6 +106,53 @@ struct Sizes {
 impl Sizes {
     fn shape(&self, directions: usize) -> cpu::lstm::Shape<'_> {
         cpu::lstm::Shape { hidden: self.hidden, directions, offsets: self.sequences.offsets() }
+    }
+
+    fn device_shape(&self, context: &Arc<Context>, directions: usize) -> cuda::lstm::Shape {
+        cuda::lstm::Shape { hidden: self.hidden, directions, packing: self.sequences.on(context) }
+    }
+}
+
+/// The recurrence of all directions over all steps: gates from input projections to activations, cells, hidden states.
+fn recur(device: &Device, sizes: &Sizes, directions: &[Direction], kept: &mut [Kept], output: &mut Tensor) {
+    let (hidden, rows) = (sizes.hidden, sizes.sequences.rows());
+    device.count_operations(recurrent_operations(rows, hidden, directions.len()));
+    match device.backend() {
+        Arithmetic::Cpu => {
+            let mut packed = packed_weights(device, hidden, directions.len());
+            let biases: Vec<Vec<f32>> = directions.iter().map(Direction::bias).collect();
+            let mut operands = Vec::with_capacity(kept.len());
+            for (((kept, packed), direction), bias) in kept.iter_mut().zip(&mut packed).zip(directions).zip(&biases) {
+                cpu::lstm::pack_forward(direction.recurrent_weight.tensor().data(), hidden, packed.data_mut());
+                operands.push(cpu::lstm::Forward {
+                    weights: packed.data(),
+                    bias: Some(bias),
+                    gates: kept.gates.data_mut(),
+                    cells: kept.cells.data_mut(),
+                    initial: None,
+                });
+            }
+            cpu::lstm::forward(&sizes.shape(directions.len()), &mut operands, output.data_mut());
+        }
+        Arithmetic::Cuda(context) => {
+            let shape = sizes.device_shape(context, directions.len());
+            let workspace = workspace(device, cuda::lstm::forward_workspace(context, &shape));
+            let operands: Vec<cuda::lstm::Forward> = directions
+                .iter()
+                .zip(kept)
+                .map(|(direction, kept)| cuda::lstm::Forward {
+                    gates: kept.gates.pointer_mut(),
+                    cells: kept.cells.pointer_mut(),
+                    weight: direction.recurrent_weight.tensor().pointer(),
+                    input_bias: direction.input_bias.tensor().pointer(),
+                    recurrent_bias: direction.recurrent_bias.tensor().pointer(),
+                    initial: None,
+                    last: None,
+                })
+                .collect();
+            cuda::lstm::forward(context, &shape, &operands, output.pointer_mut(), workspace.pointer());
+        }
+        Arithmetic::Plan => drop(packed_weights(device, hidden, directions.len())),
     }
 }
 
@@ -163,74 +194,104 @@ fn run_backward(
     let (hidden, inputs, count) = (sizes.hidden, sizes.inputs, kept.len());
     let rows = sizes.sequences.rows();
     let device = backward.device().clone();
-    device.count_operations(recurrent_operations(rows, hidden, count));
-    let mut packed = packed_weights(&device, hidden, count);
-    let states = [sizes.sequences.count(), hidden];
-    let mut cell_gradients: Vec<Tensor> =
-        (0..count).map(|_| Tensor::zeros(&device, &states, Category::Workspace)).collect();
-    if device.computes() {
-        let mut operands = Vec::with_capacity(count);
-        for ((kept, packed), cell_gradient) in kept.iter_mut().zip(&mut packed).zip(&mut cell_gradients) {
-            cpu::lstm::pack_backward(kept.recurrent_weight.data(), hidden, packed.data_mut());
-            operands.push(cpu::lstm::Backward {
-                weights: packed.data(),
-                gates: kept.gates.data_mut(),
-                cells: kept.cells.data(),
-                initial: None,
-                cell_gradient: cell_gradient.data_mut(),
-                final_hidden_gradient: None,
-                initial_hidden_gradient: None,
-            });
-        }
-        cpu::lstm::backward(&sizes.shape(count), &mut operands, gradient.data());
-    }
-    drop((packed, cell_gradients, gradient));
+    recur_backward(&device, &sizes, &mut kept, &gradient);
+    drop(gradient);
 
     for (index, kept) in kept.into_iter().enumerate() {
         drop(kept.cells);
         let gates = kept.gates;
         if let Some(place) = kept.recurrent_weight_place {
             let output = output.as_ref().expect("kept because a recurrent weight is trainable");
-            device.count_operations(recurrent_operations(rows, hidden, 1));
-            let mut previous = Tensor::uninitialized(&device, &[rows, hidden], Category::Workspace);
+            let previous = previous_hidden(&device, &sizes, count, index, output);
             let sink = backward.sink(place);
-            if device.computes() {
-                let shape = sizes.shape(count);
-                cpu::lstm::previous_hidden(&shape, index, output.data(), None, previous.data_mut());
-                let (gates, previous) = (Matrix::rows(gates.data(), 4 * hidden), Matrix::rows(previous.data(), hidden));
-                let sum = sink.tensor.data_mut();
-                matmul(4 * hidden, hidden, rows, gates.transposed(), previous, sum, hidden, sink.add);
-            }
+            let (gates, previous) = (Factor::rows(&gates, 4 * hidden), Factor::rows(&previous, hidden));
+            product((4 * hidden, hidden, rows), gates.transposed(), previous, sink.tensor, sink.add);
         }
         if let Some(place) = kept.input_weight_place {
             let x = x.as_ref().expect("kept because an input weight is trainable");
-            device.count_operations((2 * rows * inputs * 4 * hidden) as u64);
             let sink = backward.sink(place);
-            if device.computes() {
-                let (gates, x) = (Matrix::rows(gates.data(), 4 * hidden), Matrix::rows(x.data(), inputs));
-                let sum = sink.tensor.data_mut();
-                matmul(4 * hidden, inputs, rows, gates.transposed(), x, sum, inputs, sink.add);
-            }
+            let (gates, x) = (Factor::rows(&gates, 4 * hidden), Factor::rows(x, inputs));
+            product((4 * hidden, inputs, rows), gates.transposed(), x, sink.tensor, sink.add);
         }
         if kept.bias_places.iter().any(Option::is_some) {
             // Both biases have the same gradient.
             let mut sums = Tensor::uninitialized(&device, &[4 * hidden], Category::Workspace);
-            if device.computes() {
-                column_sums(gates.data(), rows, 4 * hidden, sums.data_mut(), false);
-            }
+            column_sums(&gates, rows, &mut sums, false);
             for place in kept.bias_places.into_iter().flatten() {
                 backward.give_copy(place, &sums);
             }
         }
         if let (Some(place), Some(weight)) = (x_place, kept.input_weight) {
-            device.count_operations((2 * rows * inputs * 4 * hidden) as u64);
             let sink = backward.sink(place);
-            if device.computes() {
-                let (gates, weight) = (Matrix::rows(gates.data(), 4 * hidden), Matrix::rows(weight.data(), inputs));
-                let sum = sink.tensor.data_mut();
-                matmul(rows, inputs, 4 * hidden, gates, weight, sum, inputs, sink.add);
-            }
+            let (gates, weight) = (Factor::rows(&gates, 4 * hidden), Factor::rows(&weight, inputs));
+            product((rows, inputs, 4 * hidden), gates, weight, sink.tensor, sink.add);
         }
     }
     Ok(())
+}
+
+/// The recurrence backward: gates from activations to the gradients before them.
+fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &Tensor) {
+    let (hidden, count) = (sizes.hidden, kept.len());
+    device.count_operations(recurrent_operations(sizes.sequences.rows(), hidden, count));
+    let states = [sizes.sequences.count(), hidden];
+    let mut cell_gradients: Vec<Tensor> =
+        (0..count).map(|_| Tensor::zeros(device, &states, Category::Workspace)).collect();
+    match device.backend() {
+        Arithmetic::Cpu => {
+            let mut packed = packed_weights(device, hidden, count);
+            let mut operands = Vec::with_capacity(count);
+            for ((kept, packed), cell_gradient) in kept.iter_mut().zip(&mut packed).zip(&mut cell_gradients) {
+                cpu::lstm::pack_backward(kept.recurrent_weight.data(), hidden, packed.data_mut());
+                operands.push(cpu::lstm::Backward {
+                    weights: packed.data(),
+                    gates: kept.gates.data_mut(),
+                    cells: kept.cells.data(),
+                    initial: None,
+                    cell_gradient: cell_gradient.data_mut(),
+                    final_hidden_gradient: None,
+                    initial_hidden_gradient: None,
+                });
+            }
+            cpu::lstm::backward(&sizes.shape(count), &mut operands, gradient.data());
+        }
+        Arithmetic::Cuda(context) => {
+            let shape = sizes.device_shape(context, count);
+            let workspace = workspace(device, cuda::lstm::backward_workspace(context, &shape));
+            let operands: Vec<cuda::lstm::Backward> = kept
+                .iter_mut()
+                .zip(&mut cell_gradients)
+                .map(|(kept, cell_gradient)| cuda::lstm::Backward {
+                    gates: kept.gates.pointer_mut(),
+                    cells: kept.cells.pointer(),
+                    weight: kept.recurrent_weight.pointer(),
+                    initial_cell: None,
+                    cell_gradient: cell_gradient.pointer_mut(),
+                    final_hidden_gradient: None,
+                    initial_hidden_gradient: None,
+                })
+                .collect();
+            cuda::lstm::backward(context, &shape, &operands, gradient.pointer(), workspace.pointer());
+        }
+        Arithmetic::Plan => drop(packed_weights(device, hidden, count)),
+    }
+}
+
+/// h_{t-1} of every row, `[R, H]`.
+fn previous_hidden(device: &Device, sizes: &Sizes, directions: usize, direction: usize, output: &Tensor) -> Tensor {
+    let shape = [sizes.sequences.rows(), sizes.hidden];
+    let mut previous = Tensor::uninitialized(device, &shape, Category::Workspace);
+    match device.backend() {
+        Arithmetic::Cpu => {
+            let shape = sizes.shape(directions);
+            cpu::lstm::previous_hidden(&shape, direction, output.data(), None, previous.data_mut());
+        }
+        Arithmetic::Cuda(context) => {
+            let shape = sizes.device_shape(context, directions);
+            let (output, previous) = (output.pointer(), previous.pointer_mut());
+            cuda::lstm::previous_hidden(context, &shape, direction, output, None, previous);
+        }
+        Arithmetic::Plan => {}
+    }
+    previous
 }

@@ -9,17 +9,35 @@
 //!                  sequence 0 1 2 | 0 1 | 0
 //! ```
 
+use crate::backend::cuda::context::{Buffer, Context};
+use crate::backend::cuda::sequences::Packing;
 use crate::error::{Error, Result};
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Sequences(Arc<Inner>);
 
-#[derive(Debug, PartialEq, Eq)]
 struct Inner {
     lengths: Vec<usize>,
     /// The first row of every time step, and the number of rows at the end.
     offsets: Vec<usize>,
+    /// Offsets, then lengths, as 32-bit integers in the memory of the GPU that asked for them first.
+    on_device: OnceLock<Buffer>,
+}
+
+impl PartialEq for Sequences {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.lengths == other.0.lengths
+    }
+}
+
+impl Eq for Sequences {}
+
+impl fmt::Debug for Sequences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sequences {:?}", self.0.lengths)
+    }
 }
 
 impl Sequences {
@@ -42,7 +60,7 @@ impl Sequences {
             row += active;
         }
         offsets.push(row);
-        Ok(Sequences(Arc::new(Inner { lengths: lengths.to_vec(), offsets })))
+        Ok(Sequences(Arc::new(Inner { lengths: lengths.to_vec(), offsets, on_device: OnceLock::new() })))
     }
 
     /// Longest first.
@@ -68,6 +86,24 @@ impl Sequences {
     /// The first row of every time step, then the number of rows.
     pub fn offsets(&self) -> &[usize] {
         &self.0.offsets
+    }
+
+    /// The same for kernels; brought to the device when it is first asked for.
+    pub(crate) fn on(&self, context: &Arc<Context>) -> Packing {
+        let buffer = self.0.on_device.get_or_init(|| {
+            // A tensor's dimensions are below 2^31, and rows are one of them.
+            let integers: Vec<i32> = self.0.offsets.iter().chain(&self.0.lengths).map(|&x| x as i32).collect();
+            let buffer = context.take(size_of_val(&integers[..]));
+            context.upload(&buffer, &integers);
+            buffer
+        });
+        Packing {
+            offsets: buffer.pointer(),
+            lengths: buffer.pointer() + (self.0.offsets.len() * size_of::<i32>()) as u64,
+            steps: self.steps(),
+            rows: self.rows(),
+            sequences: self.count(),
+        }
     }
 
     /// How many sequences have a frame at this time.

@@ -1,6 +1,7 @@
 //! Frame subsampling: every `factor`-th frame of every sequence, the first always (ESPnet's `subsample`).
 
-use crate::device::Category;
+use crate::backend::cuda;
+use crate::device::{Backend, Category};
 use crate::error::Result;
 use crate::ops::sequences::Sequences;
 use crate::ops::{expect_shape, matrix};
@@ -19,27 +20,44 @@ pub fn subsample(tape: &mut Tape, x: &Var, sequences: &Sequences, factor: usize)
     }
     let kept = sequences.subsample(factor);
     let mut output = Tensor::uninitialized(tape.device(), &[kept.rows(), columns], Category::Activation);
-    if tape.device().computes() {
-        for (from, to) in kept_rows(sequences, &kept, factor) {
-            let (from, to) = (scaled(from, columns), scaled(to, columns));
-            output.data_mut()[to].copy_from_slice(&x.tensor().data()[from]);
+    match tape.device().backend() {
+        Backend::Cpu => {
+            for (from, to) in kept_rows(sequences, &kept, factor) {
+                let (from, to) = (scaled(from, columns), scaled(to, columns));
+                output.data_mut()[to].copy_from_slice(&x.tensor().data()[from]);
+            }
         }
+        Backend::Cuda(context) => {
+            let (all, kept) = (sequences.on(context), kept.on(context));
+            let (x, output) = (x.tensor().pointer(), output.pointer_mut());
+            cuda::sequences::subsample(context, x, output, &all, &kept, factor, columns);
+        }
+        Backend::Plan => {}
     }
     let place = tape.wants(x);
     let (all, kept_sequences) = (sequences.clone(), kept.clone());
     let output = tape.record(&[x], output, move |gradient, backward| {
         let Some(place) = place else { return Ok(()) };
         let sink = backward.sink(place);
-        let input_gradient = sink.tensor.data_mut();
-        if !sink.add {
-            input_gradient.fill(0.0);
-        }
-        if gradient.device().computes() {
-            for (from, to) in kept_rows(&all, &kept_sequences, factor) {
-                let (from, to) = (scaled(from, columns), scaled(to, columns));
-                let sums = input_gradient[from].iter_mut();
-                sums.zip(&gradient.data()[to]).for_each(|(sum, x)| *sum += x);
+        let device = gradient.device().clone();
+        match device.backend() {
+            Backend::Cpu => {
+                let input_gradient = sink.tensor.data_mut();
+                if !sink.add {
+                    input_gradient.fill(0.0);
+                }
+                for (from, to) in kept_rows(&all, &kept_sequences, factor) {
+                    let (from, to) = (scaled(from, columns), scaled(to, columns));
+                    let sums = input_gradient[from].iter_mut();
+                    sums.zip(&gradient.data()[to]).for_each(|(sum, x)| *sum += x);
+                }
             }
+            Backend::Cuda(context) => {
+                let (all, kept) = (all.on(context), kept_sequences.on(context));
+                let (gradient, sums) = (gradient.pointer(), sink.tensor.pointer_mut());
+                cuda::sequences::subsample_backward(context, gradient, sums, &all, &kept, factor, columns, sink.add);
+            }
+            Backend::Plan => {}
         }
         Ok(())
     });

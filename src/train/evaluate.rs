@@ -72,8 +72,9 @@ pub fn evaluate(
         for ((&index, &loss), &feasible) in indices.iter().zip(&evaluation.losses).zip(&evaluation.feasible) {
             losses[index] = feasible.then_some(loss);
         }
+        let logits = evaluation.logits.host();
         let transcribe = |sequence: usize| {
-            let logits = evaluation.sequences.unpack(sequence, evaluation.logits.data(), symbols);
+            let logits = evaluation.sequences.unpack(sequence, &logits, symbols);
             let is_finite = logits.iter().all(|logit| logit.is_finite());
             let hypothesis = match is_finite {
                 true => tokens.decode(&decoder.decode(&logits, symbols)?),

@@ -135,7 +135,9 @@ impl Learner {
         } else {
             Update { gradient_norm: 0.0, non_finite: None }
         };
-        Ok(Step { losses: output.losses, feasible: output.feasible, update, kept, work })
+        let losses = output.losses.read();
+        self.device.check()?;
+        Ok(Step { losses, feasible: output.feasible, update, kept, work })
     }
 
     /// Logits and losses, without dropout and keeping nothing.
@@ -146,7 +148,9 @@ impl Learner {
         let (logits, sequences) = self.logits(batch)?;
         let mut tape = Tape::without_gradients(&self.device);
         let output = ops::ctc::ctc(&mut tape, &Var::constant(logits.clone()), &sequences, &batch.labels, 1.0)?;
-        Ok(Evaluation { logits, sequences, losses: output.losses, feasible: output.feasible })
+        let losses = output.losses.read();
+        self.device.check()?;
+        Ok(Evaluation { logits, sequences, losses, feasible: output.feasible })
     }
 
     /// The logits of every kept frame, `[R', V]`, and how they are packed.

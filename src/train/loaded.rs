@@ -62,7 +62,7 @@ impl LoadedModel {
         weights.expect(structure.specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())))?;
         let mut parameters = Parameters::initialize(device, &structure.specs, Scheme::Espnet, 0);
         for (index, spec) in structure.specs.iter().enumerate() {
-            weights.read_into(&spec.name, &spec.shape, parameters.value_mut(index))?;
+            parameters.set(index, &weights.get(&spec.name, &spec.shape)?)?;
         }
         let learner = frozen(device, model, parameters, &recipe);
         Ok(LoadedModel { recipe, frontend, learner })
@@ -125,7 +125,7 @@ impl LoadedModel {
         let (logits, _) = self.learner.logits(&batch)?;
         let symbols = self.learner.model().sizes().symbols;
         let tokens = decoder
-            .decode(logits.data(), symbols)
+            .decode(&logits.host(), symbols)
             .map_err(|error| Error::file(path, error.problem).remedy(error.remedy.unwrap_or_default()))?;
         Ok(self.frontend.tokens.decode(&tokens))
     }

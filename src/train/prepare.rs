@@ -1,7 +1,7 @@
 //! Before a run: what its recipe names is opened, and checked to fit together.
 
 use crate::data::tokens::TokenList;
-use crate::device::Device;
+use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
 use crate::models::blstm_ctc::{BlstmCtc, Sizes};
 use crate::recipe::{self, Model, Precision, Recipe};
@@ -70,7 +70,7 @@ pub fn recipe_of(folder: &RunFolder) -> Result<Recipe> {
 }
 
 fn check_precision(recipe: &Recipe, device: &Device) -> Result<()> {
-    if recipe.training.precision == Precision::F32 {
+    if recipe.training.precision == Precision::F32 || device.kind() == DeviceKind::Cuda {
         return Ok(());
     }
     let problem = format!("only \"f32\" is computed on {device}");

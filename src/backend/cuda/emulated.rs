@@ -77,8 +77,16 @@ impl Emulated {
         match work {
             Work::Launch(function, launch, arguments) => {
                 let slots: Vec<u64> = arguments.iter().map(|argument| argument.slot()).collect();
-                emulator::launch(function.0 as i32, launch.blocks, launch.threads, launch.shared, launch.cooperative, &slots, self.order)
-                    .map_err(error)?;
+                emulator::launch(
+                    function.0 as i32,
+                    launch.blocks,
+                    launch.threads,
+                    launch.shared,
+                    launch.cooperative,
+                    &slots,
+                    self.order,
+                )
+                .map_err(error)?;
                 self.check_guards()
             }
             &Work::Fill(to, byte, bytes) => {
@@ -185,7 +193,9 @@ impl Driver for Emulated {
     }
 
     fn function(&self, _file: &'static str, name: &'static str) -> Result<Function> {
-        emulator::find(name).map(|index| Function(index as u64)).ok_or_else(|| error(format!("no kernel is called {name}")))
+        emulator::find(name)
+            .map(|index| Function(index as u64))
+            .ok_or_else(|| error(format!("no kernel is called {name}")))
     }
 
     fn resident_blocks(&self, _: Function, launch: &Launch) -> Result<u32> {
@@ -198,8 +208,11 @@ impl Driver for Emulated {
 
     unsafe fn launch(&self, function: Function, launch: &Launch, arguments: &[Argument]) -> Result<()> {
         // What a GPU could not see: that each argument has the size that the kernel declares.
-        emulator::check_arguments(function.0 as i32, &arguments.iter().map(|argument| argument.bytes()).collect::<Vec<_>>())
-            .map_err(error)?;
+        emulator::check_arguments(
+            function.0 as i32,
+            &arguments.iter().map(|argument| argument.bytes()).collect::<Vec<_>>(),
+        )
+        .map_err(error)?;
         if launch.cooperative {
             let blocks: u32 = launch.blocks.iter().product();
             if blocks > self.resident_blocks(function, launch)? {

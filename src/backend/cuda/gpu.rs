@@ -79,19 +79,14 @@ unsafe impl Sync for Gpu {}
 unsafe impl Send for Module {}
 
 impl Gpu {
-    /// Opens the GPU with this number.
+    /// Opens the GPU with this number, one of [`count`].
     ///
     /// # Errors
-    /// If there is no driver or no such GPU.
+    /// If the driver does not let us.
     pub fn open(ordinal: u32) -> Result<Self> {
         let name = format!("cuda:{ordinal}");
         let error = |problem: String| Error::new(Subject::Device(name.clone()), problem);
-        driver_version().map_err(|why| error(why).remedy("Use --device cpu, or see `headfirst doctor`"))?;
-        let found = count();
-        if ordinal >= found {
-            let problem = format!("is not there: the driver sees {found} GPUs, numbered from 0");
-            return Err(error(problem).remedy("See `headfirst doctor`"));
-        }
+        driver_version().map_err(error)?;
         let check = |status| check(&name, "opening the GPU", status);
         let mut device = 0;
         let mut context = ptr::null_mut();
@@ -231,8 +226,7 @@ impl Driver for Gpu {
         // Beyond 48 KiB a kernel has to ask; asking for all that there is costs nothing until a launch takes it.
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: a function just found.
-        let status =
-            unsafe { sys::cuFuncSetAttribute(function, attribute, self.properties.shared_per_block as i32) };
+        let status = unsafe { sys::cuFuncSetAttribute(function, attribute, self.properties.shared_per_block as i32) };
         self.check(&format!("preparing the kernel {name}"), status)?;
         Ok(Function(function as u64))
     }

@@ -340,7 +340,7 @@ fn model_scheme(recipe: &Recipe) -> Scheme {
 fn read_parameters(parameters: &mut Parameters, weights: &Weights, which: impl Fn(usize) -> bool) -> Result<()> {
     for index in (0..parameters.len()).filter(|&index| which(index)) {
         let spec = parameters.specs()[index].clone();
-        weights.read_into(&spec.name, &spec.shape, parameters.value_mut(index))?;
+        parameters.set(index, &weights.get(&spec.name, &spec.shape)?)?;
     }
     Ok(())
 }

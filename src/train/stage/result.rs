@@ -64,7 +64,7 @@ impl StageRun<'_> {
         for index in (0..parameters.len()).filter(|&index| !parameters.is_trainable(index)) {
             let spec = &parameters.specs()[index];
             let original = classifier.get(&spec.name, &spec.shape)?;
-            if !parameters.value(index).data().iter().zip(&*original).all(|(a, b)| a.to_bits() == b.to_bits()) {
+            if !parameters.value(index).host().iter().zip(&*original).all(|(a, b)| a.to_bits() == b.to_bits()) {
                 let problem = format!("the frozen parameter {} has changed", spec.name);
                 return Err(Error::new(Subject::Stage(self.id.clone()), problem)
                     .remedy("This is a fault of the program: please report it"));

@@ -4,10 +4,12 @@ use super::StageRun;
 use crate::error::Result;
 use crate::nn::Parameters;
 use crate::recipe::Keep;
+use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Content, NamedTensor, Part, State};
 use crate::train::learner::Learner;
 use crate::train::position::Position;
 use crate::train::weights::{Weights, save_weights};
+use std::borrow::Cow;
 use std::time::Instant;
 
 impl StageRun<'_> {
@@ -16,11 +18,14 @@ impl StageRun<'_> {
         self.position.updates = self.learner.updater.updates;
         self.position.epsilon = Some(self.learner.updater.epsilon);
         let parameters = &self.learner.parameters;
-        let weights = named_parameters(parameters);
-        let states: Vec<(String, _)> = self.learner.updater.named_states(parameters).collect();
+        let values = host_values(parameters);
+        let weights = named_parameters(parameters, &values);
+        let states: Vec<(String, &Tensor)> = self.learner.updater.named_states(parameters).collect();
+        let buffers: Vec<Cow<'_, [f32]>> = states.iter().map(|(_, tensor)| tensor.host()).collect();
         let optimizer: Vec<NamedTensor<'_>> = states
             .iter()
-            .map(|(name, tensor)| NamedTensor { name, shape: tensor.shape(), data: tensor.data() })
+            .zip(&buffers)
+            .map(|((name, tensor), data)| NamedTensor { name, shape: tensor.shape(), data })
             .collect();
         let tensors = |tensors| Content::Tensors { tensors, metadata: &[] };
         let mut parts = vec![
@@ -45,7 +50,8 @@ impl StageRun<'_> {
     /// Keeps the weights that an epoch ended with, if every epoch's are kept: before the best ones come back and are what is saved.
     pub(super) fn keep_epoch(&self, epoch: usize) -> Result<()> {
         if self.session.recipe.training.keep == Keep::All {
-            save_weights(self.folder.epoch(epoch), &named_parameters(&self.learner.parameters), &[])?;
+            let parameters = &self.learner.parameters;
+            save_weights(self.folder.epoch(epoch), &named_parameters(parameters, &host_values(parameters)), &[])?;
         }
         Ok(())
     }
@@ -71,17 +77,16 @@ impl StageRun<'_> {
 pub(super) fn read_optimizer(learner: &mut Learner, weights: &Weights) -> Result<()> {
     let Learner { parameters, updater, .. } = learner;
     for (name, tensor) in updater.named_states_mut(parameters) {
-        let shape = tensor.shape().to_vec();
-        weights.read_into(&name, &shape, tensor.data_mut())?;
+        tensor.write(&weights.get(&name, tensor.shape())?);
     }
     Ok(())
 }
 
-fn named_parameters(parameters: &Parameters) -> Vec<NamedTensor<'_>> {
-    parameters
-        .specs()
-        .iter()
-        .enumerate()
-        .map(|(index, spec)| NamedTensor { name: &spec.name, shape: &spec.shape, data: parameters.value(index).data() })
-        .collect()
+fn host_values(parameters: &Parameters) -> Vec<Cow<'_, [f32]>> {
+    (0..parameters.len()).map(|index| parameters.value(index).host()).collect()
+}
+
+fn named_parameters<'a>(parameters: &'a Parameters, values: &'a [Cow<'a, [f32]>]) -> Vec<NamedTensor<'a>> {
+    let named = parameters.specs().iter().zip(values);
+    named.map(|(spec, data)| NamedTensor { name: &spec.name, shape: &spec.shape, data }).collect()
 }

@@ -1,0 +1,384 @@
+#include "block.h"
+
+#include <cstdlib>
+
+// Every OS thread runs one block at a time.
+#define LOCAL __thread __attribute__((tls_model("initial-exec")))
+LOCAL uint3 threadIdx;
+LOCAL uint3 blockIdx;
+LOCAL uint3 blockDim;
+LOCAL uint3 gridDim;
+
+namespace emulator {
+
+LOCAL unsigned char *shared_memory;
+static LOCAL Block *block;
+
+// NaN in f32 and in bf16, so that a stray read shows; not all ones, so that a stray -1 shows too.
+constexpr unsigned char GUARD[2] = {0xc5, 0xff};
+constexpr std::size_t ALIGNMENT = 128;
+
+// The dialect, for the running block.
+
+void barrier(Site site) { block->barrier(State::Barrier, site); }
+
+void grid_barrier(unsigned *state, unsigned blocks, Site site) { block->grid_barrier(state, blocks, site); }
+
+std::uint64_t warp(Primitive primitive, unsigned mask, std::uint64_t value, int source, Site site) {
+    return block->warp(primitive, mask, value, source, site);
+}
+
+int lane() { return block->lane(); }
+
+// Names for errors.
+
+static std::string text_of(Site site) {
+    const char *slash = std::strrchr(site.file, '/');
+    return std::string(slash ? slash + 1 : site.file) + ":" + std::to_string(site.line);
+}
+
+static std::string text_of(uint3 index) {
+    return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+}
+
+static const char *text_of(Primitive primitive) {
+    switch (primitive) {
+    case Primitive::SyncWarp: return "__syncwarp";
+    case Primitive::Ballot: return "__ballot_sync";
+    case Primitive::Any: return "__any_sync";
+    case Primitive::All: return "__all_sync";
+    case Primitive::Shuffle: return "__shfl_sync";
+    case Primitive::ShuffleUp: return "__shfl_up_sync";
+    case Primitive::ShuffleDown: return "__shfl_down_sync";
+    case Primitive::ShuffleXor: return "__shfl_xor_sync";
+    }
+    return "?";
+}
+
+void fail(const char *reason, Site site) { block->fail(std::string(reason) + " at " + text_of(site)); }
+
+std::string Block::name() const { return std::string("kernel ") + shape->kernel->name + ", block " + text_of(index); }
+
+std::string Block::meeting_place() const { return text_of(meeting); }
+
+// Before a block runs.
+
+Block::Block() : fibers(new Fiber[MAX_THREADS]), home(Context::here()) {}
+
+Block::~Block() {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(memory, memory_bytes);
+#endif
+    std::free(memory);
+}
+
+bool Block::begin(const Shape &launch, uint3 place, std::uint64_t number, Stacks &all_stacks) {
+    shape = &launch;
+    stacks = &all_stacks;
+    index = place;
+    set_shape(launch);
+    for (int thread = 0; thread < threads; ++thread) fibers[thread].state = State::New;
+    ended = 0;
+    random = Random(launch.seed ^ (number + 1) * 0xd1342543de82ef95u);
+    std::memset(waiting, 0, sizeof waiting);
+    text.clear();
+    wake_all();
+    return set_memory();
+}
+
+// Blocks of one launch after the other have the same shape mostly, so what follows from it alone is kept.
+void Block::set_shape(const Shape &launch) {
+    const uint3 now = launch.block;
+    const bool same = now.x == dimensions.x && now.y == dimensions.y && now.z == dimensions.z && launch.order == order;
+    // A shuffle begins with what is left of the one before: the same seed would not give the same order again.
+    if (same && order != SHUFFLED) return;
+    dimensions = now;
+    order = launch.order;
+    threads = launch.threads();
+    for (int thread = 0; thread < threads; ++thread) {
+        const unsigned number = unsigned(thread);
+        fibers[thread].index = {number % now.x, number / now.x % now.y, number / now.x / now.y};
+        sequence[thread] = std::uint16_t(order == REVERSED ? thread : threads - 1 - thread);
+    }
+    sort_warps();
+}
+
+void Block::sort_warps() {
+    int filled[MAX_THREADS / warpSize] = {};
+    for (int i = 0; i < threads; ++i) {
+        const int warp = sequence[i] / warpSize;
+        warp_sequence[warp * warpSize + filled[warp]++] = sequence[i];
+    }
+}
+
+void Block::shuffle() {
+    for (int i = threads - 1; i > 0; --i) std::swap(sequence[i], sequence[random.below(std::uint64_t(i) + 1)]);
+    sort_warps();
+}
+
+bool Block::set_memory() {
+    const std::size_t bytes = shape->shared_bytes;
+    const std::size_t needed = (GUARD_BYTES + bytes + GUARD_BYTES + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(memory, memory_bytes);
+#endif
+    if (needed > memory_bytes) {
+        std::free(memory);
+        memory = static_cast<unsigned char *>(std::aligned_alloc(ALIGNMENT, needed));
+        memory_bytes = memory ? needed : 0;
+        if (!memory) return false;
+    }
+    for (std::size_t i = 0; i < GUARD_BYTES; ++i) memory[i] = memory[GUARD_BYTES + bytes + i] = GUARD[i % 2];
+    std::memset(memory + GUARD_BYTES, 0xff, bytes);
+#ifdef __SANITIZE_ADDRESS__
+    __asan_poison_memory_region(memory, GUARD_BYTES);
+    __asan_poison_memory_region(memory + GUARD_BYTES + bytes, memory_bytes - GUARD_BYTES - bytes);
+#endif
+    return true;
+}
+
+bool Block::memory_is_intact() {
+    const std::size_t bytes = shape->shared_bytes;
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(memory, memory_bytes);
+#endif
+    for (std::size_t i = 0; i < GUARD_BYTES; ++i) {
+        const bool before = memory[i] != GUARD[i % 2], behind = memory[GUARD_BYTES + bytes + i] != GUARD[i % 2];
+        if (!before && !behind) continue;
+        // Before, the highest changed byte is the one that lies closest, but the first found does for a report.
+        const std::string distance = std::to_string(before ? GUARD_BYTES - i : i + 1);
+        text = name() + " wrote " + distance + (before ? " bytes before" : " bytes behind") + " its " + std::to_string(bytes) +
+               " bytes of shared memory";
+        return false;
+    }
+    return true;
+}
+
+// A block runs.
+
+Block::Outcome Block::go_on() {
+    block = this;
+    blockIdx = index;
+    blockDim = shape->block;
+    gridDim = shape->grid;
+    shared_memory = memory + GUARD_BYTES;
+    if (ready_count == 0) wake_all(); // from grid_barrier
+    Fiber &first = take_ready();
+    if (!first.stack.bottom) {
+        first.stack = stacks->take();
+        if (!first.stack.bottom) {
+            text = name() + ": no memory for its threads' stacks";
+            return Outcome::Failed;
+        }
+        Context::begin(first.context, first.stack, run_threads);
+    }
+    hand_over(home, first.context);
+    if (outcome == Outcome::Ended && !memory_is_intact()) outcome = Outcome::Failed;
+    if (outcome != Outcome::WaitsForGrid) abandon();
+    return outcome;
+}
+
+void Block::abandon() {
+    for (int thread = 0; thread < threads; ++thread) {
+        Stack &stack = fibers[thread].stack;
+        if (stack.bottom) stacks->give_back(stack);
+        stack = {};
+    }
+}
+
+void Block::wake_all() {
+    if (order == SHUFFLED) shuffle();
+    std::memcpy(ready, sequence, std::size_t(threads) * sizeof ready[0]);
+    ready_count = threads;
+    arrived_count = 0;
+}
+
+// Makes the next thread the running one; it is not switched to yet.
+Fiber &Block::take_ready() {
+    Fiber &fiber = fibers[ready[--ready_count]];
+    fiber.state = State::Runs;
+    running = &fiber;
+    threadIdx = fiber.index;
+    return fiber;
+}
+
+void Block::next() {
+    Fiber &from = *running;
+    if (ready_count == 0) {
+        text = diagnose();
+        leave(Outcome::Failed);
+    }
+    Fiber &to = take_ready();
+    if (&to == &from) return;
+    if (!to.stack.bottom) {
+        to.stack = stacks->take();
+        if (!to.stack.bottom) fail("no memory for the stack of this thread");
+        Context::begin(to.context, to.stack, run_threads);
+    }
+    hand_over(from.context, to.context);
+}
+
+void Block::leave(Outcome how) {
+    outcome = how;
+    hand_over(running->context, home);
+}
+
+// What runs on every stack: a thread, and then threads that have not begun, so that a kernel without barriers needs one stack only.
+void Block::run_threads() {
+    arrived();
+    for (;;) {
+        Block &self = *block;
+        self.shape->kernel->call(self.shape->slots);
+        Fiber &from = *self.running;
+        from.state = State::Ended;
+        self.ended += 1;
+        if (self.ready_count == 0) {
+            const bool all = self.ended == self.threads;
+            if (!all) self.text = self.diagnose();
+            self.leave(all ? Outcome::Ended : Outcome::Failed);
+        }
+        Fiber &to = self.take_ready();
+        const Stack stack = std::exchange(from.stack, {});
+        if (to.stack.bottom) {
+            self.stacks->give_back(stack); // nobody takes it before the switch
+            hand_over(from.context, to.context);
+        }
+        to.stack = stack;
+#ifdef __SANITIZE_ADDRESS__
+        to.context.stack = stack;
+#endif
+    }
+}
+
+void Block::fail(const std::string &reason) {
+    text = name() + ", thread " + text_of(running->index) + ": " + reason;
+    leave(Outcome::Failed);
+    std::abort(); // nobody goes on with a block that failed
+}
+
+// Waiting.
+
+void Block::barrier(State kind, Site site) {
+    Fiber &me = *running;
+    me.state = kind;
+    me.site = site;
+    if (arrived_count == 0) {
+        meeting = site;
+        meeting_kind = kind;
+    } else if (site.line != meeting.line || kind != meeting_kind ||
+               (site.file != meeting.file && std::strcmp(site.file, meeting.file) != 0)) {
+        fail("waits at the barrier at " + text_of(site) + " while others wait at the one at " + text_of(meeting));
+    }
+    if (++arrived_count < threads) {
+        next();
+    } else if (kind == State::Barrier) {
+        wake_all();
+        next();
+    } else {
+        // As in common.cuh.
+        const unsigned arrived = __atomic_fetch_add(grid_state, 1, __ATOMIC_ACQ_REL);
+        grid_target = arrived / grid_blocks * grid_blocks + grid_blocks;
+        leave(Outcome::WaitsForGrid);
+    }
+}
+
+void Block::grid_barrier(unsigned *state, unsigned blocks, Site site) {
+    if (!shape->cooperative) fail("grid_barrier at " + text_of(site) + " in a launch that is not cooperative");
+    if (blocks == 0) fail("grid_barrier at " + text_of(site) + " of 0 blocks");
+    if (arrived_count == 0) {
+        grid_state = state;
+        grid_blocks = blocks;
+    } else if (state != grid_state || blocks != grid_blocks) {
+        fail("grid_barrier at " + text_of(site) + " with another state or number of blocks than the threads before");
+    }
+    barrier(State::GridBarrier, site);
+}
+
+std::uint64_t Block::warp(Primitive primitive, unsigned mask, std::uint64_t value, int source, Site site) {
+    Fiber &me = *running;
+    const int number = number_of(me), first = number / warpSize * warpSize;
+    const unsigned bit = 1u << (number - first);
+    if (!(mask & bit)) fail(std::string("is not in the mask that it gives to ") + text_of(primitive) + " at " + text_of(site));
+    me.state = State::Warp;
+    me.primitive = primitive;
+    me.site = site;
+    me.value = value;
+    me.mask = mask;
+    me.source = source;
+    unsigned &lanes = waiting[first / warpSize];
+    lanes |= bit;
+    bool all = (lanes & mask) == mask;
+    for (unsigned rest = all ? mask : 0; rest; rest &= rest - 1) {
+        const Fiber &lane = fibers[first + __builtin_ctz(rest)];
+        all = all && lane.primitive == primitive && lane.mask == mask;
+    }
+    if (all) {
+        lanes &= ~mask;
+        meet(first, mask, primitive);
+    }
+    next();
+    return me.value;
+}
+
+// All lanes of `mask` have arrived: each gets its result before any goes on.
+void Block::meet(int first, unsigned mask, Primitive primitive) {
+    std::uint64_t results[warpSize];
+    std::uint64_t votes = 0;
+    const bool shuffles = primitive >= Primitive::Shuffle;
+    for (unsigned rest = mask; rest; rest &= rest - 1) {
+        const int lane = __builtin_ctz(rest);
+        const Fiber &fiber = fibers[first + lane];
+        if (!shuffles) {
+            votes |= std::uint64_t(fiber.value != 0) << lane;
+            continue;
+        }
+        if (!(mask >> fiber.source & 1)) {
+            fail(std::string(text_of(primitive)) + " at " + text_of(fiber.site) + ": lane " + std::to_string(lane) + " reads lane " +
+                 std::to_string(fiber.source) + ", which is not in the mask");
+        }
+        results[lane] = fibers[first + fiber.source].value;
+    }
+    for (unsigned rest = mask; rest; rest &= rest - 1) {
+        const int lane = __builtin_ctz(rest);
+        fibers[first + lane].value = shuffles ? results[lane] : votes;
+    }
+    const int count = threads - first < warpSize ? threads - first : warpSize;
+    for (int i = 0; i < count; ++i) {
+        const int thread = warp_sequence[first + i];
+        if (mask >> (thread - first) & 1) ready[ready_count++] = std::uint16_t(thread);
+    }
+}
+
+// Why nobody can go on. A lane that waits in vain is named first: it may be what the barrier waits for.
+std::string Block::diagnose() const {
+    for (int thread = 0; thread < threads; ++thread) {
+        const Fiber &fiber = fibers[thread];
+        if (fiber.state != State::Warp) continue;
+        const int first = thread / warpSize * warpSize;
+        for (unsigned rest = fiber.mask; rest; rest &= rest - 1) {
+            const int lane = __builtin_ctz(rest), other = first + lane;
+            const bool exists = other < threads;
+            if (exists) {
+                const Fiber &missing = fibers[other];
+                if (missing.state == State::Warp && missing.primitive == fiber.primitive && missing.mask == fiber.mask) continue;
+            }
+            return name() + ", thread " + text_of(fiber.index) + ": waits in " + text_of(fiber.primitive) + " at " + text_of(fiber.site) +
+                   " for lane " + std::to_string(lane) + " of its warp, which " +
+                   (exists ? whereabouts(fibers[other]) : "does not exist: the block has " + std::to_string(threads) + " threads");
+        }
+    }
+    return name() + ": " + std::to_string(arrived_count) + " of " + std::to_string(threads) + " threads wait at the barrier at " +
+           text_of(meeting) + ", " + std::to_string(threads - arrived_count) + " ended without reaching it";
+}
+
+std::string Block::whereabouts(const Fiber &fiber) const {
+    switch (fiber.state) {
+    case State::Ended: return "has ended";
+    case State::Barrier:
+    case State::GridBarrier: return "waits at the barrier at " + text_of(fiber.site);
+    case State::Warp: return std::string("waits in ") + text_of(fiber.primitive) + " at " + text_of(fiber.site);
+    default: return "is elsewhere";
+    }
+}
+
+} // namespace emulator
