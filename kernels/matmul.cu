@@ -365,16 +365,6 @@ template <int WIDTH, int PITCH> DEVICE void write_strip(const float *strip, cons
     }
 }
 
-// Which tile of c a block makes: eight rows of tiles together, so that blocks that run at the same time share operands in the L2 cache.
-struct Tile {
-    int m, n;
-    DEVICE Tile(int number, int rows, int columns) {
-        const int band = number / (8 * columns), inside = number % (8 * columns);
-        const int height = min(8, rows - 8 * band);
-        m = 8 * band + inside % height, n = inside / height;
-    }
-};
-
 // HEIGHT and WIDTH are a block's tile, in which ACROSS warps lie side by side.
 template <typename Arithmetic, int HEIGHT, int WIDTH, int ACROSS, int THREADS>
 DEVICE void product(const Operand &a, const Operand &b, const Output &c, int k, int split_length, float *partial_sums) {
@@ -385,33 +375,35 @@ DEVICE void product(const Operand &a, const Operand &b, const Output &c, int k, 
     constexpr int PITCH = WARP_WIDTH + 8;
     SHARED_MEMORY(unsigned char, shared);
 
-    const Tile tile(blockIdx.x, (c.rows + HEIGHT - 1) / HEIGHT, (c.columns + WIDTH - 1) / WIDTH);
-    const int begin = blockIdx.y * split_length, end = min(k, begin + split_length);
+    // Without splits, z counts bands of tile rows: blocks that run at the same time share operands in the L2 cache.
+    const int split = partial_sums ? blockIdx.z : 0;
+    const int tile_row = (partial_sums ? 0 : blockIdx.z * gridDim.x) + blockIdx.x, tile_column = blockIdx.y;
+    if (tile_row * HEIGHT >= c.rows) return;
+    const int begin = split * split_length, end = min(k, begin + split_length);
     const int warp = threadIdx.x / WARP, first_row = warp / ACROSS * WARP_HEIGHT, first_column = warp % ACROSS * WARP_WIDTH;
-    Loader<Arithmetic, HEIGHT, THREADS> left(a, tile.m * HEIGHT, begin, end);
-    Loader<Arithmetic, WIDTH, THREADS> right(b, tile.n * WIDTH, begin, end);
+    Loader<Arithmetic, HEIGHT, THREADS> left(a, tile_row * HEIGHT, begin, end);
+    Loader<Arithmetic, WIDTH, THREADS> right(b, tile_column * WIDTH, begin, end);
     Sums sums(first_row, first_column);
 
-    left.load();
-    right.load();
-    unsigned char *stage = shared;
-    for (int done = begin; done < end; done += left.DEPTH) {
-        // Whoever read this buffer last did so before the barrier of the stage between.
-        left.store(stage);
-        right.store(stage + HEIGHT * ROW_BYTES);
-        barrier();
-        if (done + left.DEPTH < end) {
+    for (int next = begin;; next += left.DEPTH) {
+        const bool more = next < end;
+        if (more) {
             left.load();
             right.load();
         }
-        sums.add(stage, stage + HEIGHT * ROW_BYTES);
-        stage = stage == shared ? shared + STAGE : shared;
+        unsigned char *const stage = shared + (next & left.DEPTH ? STAGE : 0), *const last = shared + (next & left.DEPTH ? 0 : STAGE);
+        if (next > begin) sums.add(last, last + HEIGHT * ROW_BYTES);
+        if (!more) break;
+        // Whoever read this buffer, a stage ago, did so before the last barrier.
+        left.store(stage);
+        right.store(stage + HEIGHT * ROW_BYTES);
+        barrier();
     }
 
     barrier();
     Output output = c;
     if (partial_sums) {
-        output.c = partial_sums + blockIdx.y * ((long long)c.rows * c.columns);
+        output.c = partial_sums + split * ((long long)c.rows * c.columns);
         output.stride = c.columns;
         output.bias = nullptr;
         output.activation = IDENTITY;
@@ -419,18 +411,22 @@ DEVICE void product(const Operand &a, const Operand &b, const Output &c, int k, 
         output.wide = c.columns % 4 == 0;
     }
     float *strip = reinterpret_cast<float *>(shared) + warp * STRIP_ROWS * PITCH;
-#pragma unroll
+    // One loop for the strips, not unrolled: its code is long, and which registers a strip is in is all that has to be known.
+#pragma unroll 1
     for (int i = 0; i < Sums::STRIPS; ++i) {
-        sums.write(i, strip, PITCH);
+#pragma unroll
+        for (int known = 0; known < Sums::STRIPS; ++known) {
+            if (known == i) sums.write(known, strip, PITCH);
+        }
         __syncwarp();
-        write_strip<WARP_WIDTH, PITCH>(strip, output, tile.m * HEIGHT + first_row + STRIP_ROWS * i, tile.n * WIDTH + first_column);
+        write_strip<WARP_WIDTH, PITCH>(strip, output, tile_row * HEIGHT + first_row + STRIP_ROWS * i, tile_column * WIDTH + first_column);
         __syncwarp();
     }
 }
 
 } // namespace
 
-// blocks: (tiles of c, splits of k); shared memory: two stages, or the strips of all warps, whichever is more.
+// blocks: (tile rows of a band, tile columns, bands), or with splits (tile rows, tile columns, splits); shared memory: two stages, or the strips of all warps, whichever is more.
 // split_length: of k, a multiple of 32; partial_sums: null, or [splits, m, n] that matmul_sum makes c of.
 #define PRODUCT(name, Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS, BLOCKS)                                                               \
     KERNEL(THREADS, BLOCKS)                                                                                                             \
@@ -448,10 +444,10 @@ DEVICE void product(const Operand &a, const Operand &b, const Output &c, int k, 
 PRODUCT(matmul_f32_128x64, F32, 128, 64, 1, 128, 3);
 PRODUCT(matmul_f32_64x64, F32, 64, 64, 1, 64, 6);
 PRODUCT(matmul_tf32_256x128, Tf32, 256, 128, 2, 256, 1);
-PRODUCT(matmul_tf32_128x128, Tf32, 128, 128, 4, 256, 2);
+PRODUCT(matmul_tf32_128x128, Tf32, 128, 128, 2, 128, 2);
 PRODUCT(matmul_tf32_64x64, Tf32, 64, 64, 2, 128, 4);
 PRODUCT(matmul_bf16_256x128, Bf16, 256, 128, 2, 256, 1);
-PRODUCT(matmul_bf16_128x128, Bf16, 128, 128, 4, 256, 2);
+PRODUCT(matmul_bf16_128x128, Bf16, 128, 128, 2, 128, 2);
 PRODUCT(matmul_bf16_64x64, Bf16, 64, 64, 2, 128, 4);
 
 // c [m, n] of the splits' sums [splits, m, n], added in their order. One thread an element, any number of blocks; m n < 2^31.
