@@ -19,3 +19,5 @@ pub mod lstm;
 pub mod matmul;
 pub mod sequences;
 pub mod softmax;
+#[cfg(all(test, feature = "emulator"))]
+mod tile;

@@ -1,0 +1,738 @@
+//! Matrix products: which kernel of `kernels/matmul.cu` computes one, with which tiles and splits, and its launch.
+
+use super::context::Context;
+use super::driver::{Argument, Launch, Pointer};
+use crate::backend::cpu::activation::Activation;
+use std::sync::Arc;
+
+/// What a product computes with. Sums are f32 in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// Exact products of f32.
+    #[default]
+    F32,
+    /// Operands rounded to 11 bits of mantissa (ties away from zero), on tensor cores.
+    Tf32,
+    /// Operands rounded to 8 bits of mantissa (ties to even), on tensor cores.
+    Bf16,
+}
+
+/// How an operand's elements are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Storage {
+    #[default]
+    F32,
+    /// Only in products of [`Arithmetic::Bf16`].
+    Bf16,
+}
+
+/// A strided view of a matrix on the device: element (i, j) is the one at `i * row_stride + j * column_stride`. One of the strides is 1.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand {
+    pub pointer: Pointer,
+    pub row_stride: usize,
+    pub column_stride: usize,
+    pub storage: Storage,
+}
+
+impl Operand {
+    /// Rows of f32, `row_stride` apart.
+    pub fn rows(pointer: Pointer, row_stride: usize) -> Self {
+        Operand { pointer, row_stride, column_stride: 1, storage: Storage::F32 }
+    }
+
+    /// The transpose, without moving anything.
+    pub fn transposed(self) -> Self {
+        Operand { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
+    }
+
+    /// The same places, where bf16 are stored.
+    pub fn bf16(self) -> Self {
+        Operand { storage: Storage::Bf16, ..self }
+    }
+
+    /// The stride of the index that is not contiguous, and the kernel's word for the layout. `other` is m or n; `along_k` the stride along k,
+    /// `along_other` the other one.
+    fn form(&self, along_k: usize, along_other: usize, k: usize, other: usize) -> (usize, i32) {
+        debug_assert!(along_k == 1 || along_other == 1, "an operand of a product has no contiguous index");
+        let (stride, contiguous, flag) =
+            if along_k == 1 { (along_other, k, CONTIGUOUS_ALONG_K) } else { (along_k, other, 0) };
+        let (bytes, storage) = match self.storage {
+            Storage::F32 => (4, 0),
+            Storage::Bf16 => (2, STORED_AS_BF16),
+        };
+        let fits = |width: usize| {
+            self.pointer.is_multiple_of((width * bytes) as u64)
+                && stride.is_multiple_of(width)
+                && contiguous.is_multiple_of(width)
+        };
+        let width = if fits(4) { 4 } else if fits(2) { 2 } else { 1 };
+        (stride, width | flag | storage)
+    }
+}
+
+// As in kernels/matmul.cu.
+const CONTIGUOUS_ALONG_K: i32 = 8;
+const STORED_AS_BF16: i32 = 16;
+const ROW_BYTES: usize = 64;
+const STRIP_ROWS: usize = 16;
+
+/// What happens to a product's elements before they are written.
+#[derive(Debug, Clone, Copy)]
+pub struct Epilogue {
+    /// `[n]`, added to every row; 0: none.
+    pub bias: Pointer,
+    pub activation: Activation,
+}
+
+impl Epilogue {
+    pub const NONE: Epilogue = Epilogue { bias: 0, activation: Activation::Identity };
+}
+
+/// One kernel: a block's tile of c.
+#[derive(Debug, PartialEq, Eq)]
+struct Tile {
+    kernel: &'static str,
+    height: usize,
+    width: usize,
+    /// Columns of a warp's part.
+    warp_width: usize,
+    threads: u32,
+    /// Blocks that a multiprocessor holds, as the kernel promises.
+    resident: usize,
+}
+
+const F32_TILES: [Tile; 2] = [
+    Tile { kernel: "matmul_f32_128x64", height: 128, width: 64, warp_width: 64, threads: 128, resident: 3 },
+    Tile { kernel: "matmul_f32_64x64", height: 64, width: 64, warp_width: 64, threads: 64, resident: 6 },
+];
+const TF32_TILES: [Tile; 3] = [
+    Tile { kernel: "matmul_tf32_256x128", height: 256, width: 128, warp_width: 64, threads: 256, resident: 1 },
+    Tile { kernel: "matmul_tf32_128x128", height: 128, width: 128, warp_width: 64, threads: 128, resident: 2 },
+    Tile { kernel: "matmul_tf32_64x64", height: 64, width: 64, warp_width: 32, threads: 128, resident: 4 },
+];
+const BF16_TILES: [Tile; 3] = [
+    Tile { kernel: "matmul_bf16_256x128", height: 256, width: 128, warp_width: 64, threads: 256, resident: 1 },
+    Tile { kernel: "matmul_bf16_128x128", height: 128, width: 128, warp_width: 64, threads: 128, resident: 2 },
+    Tile { kernel: "matmul_bf16_64x64", height: 64, width: 64, warp_width: 32, threads: 128, resident: 4 },
+];
+
+impl Arithmetic {
+    fn tiles(self) -> &'static [Tile] {
+        match self {
+            Arithmetic::F32 => &F32_TILES,
+            Arithmetic::Tf32 => &TF32_TILES,
+            Arithmetic::Bf16 => &BF16_TILES,
+        }
+    }
+
+    /// Of k, in one stage of shared memory.
+    fn depth(self) -> usize {
+        match self {
+            Arithmetic::F32 | Arithmetic::Tf32 => ROW_BYTES / 4,
+            Arithmetic::Bf16 => ROW_BYTES / 2,
+        }
+    }
+
+    /// Products that a multiprocessor makes per clock, about.
+    fn rate(self) -> f64 {
+        match self {
+            Arithmetic::F32 => 128.0,
+            Arithmetic::Tf32 => 600.0,
+            Arithmetic::Bf16 => 1200.0,
+        }
+    }
+}
+
+impl Tile {
+    fn shared(&self) -> usize {
+        let stages = 2 * (self.height + self.width) * ROW_BYTES;
+        let strips = self.threads as usize / 32 * STRIP_ROWS * (self.warp_width + 8) * size_of::<f32>();
+        stages.max(strips)
+    }
+}
+
+/// A tile, and how many parts k is cut into.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Plan {
+    tile: &'static Tile,
+    splits: usize,
+    /// Of k; the last split may be shorter.
+    split_length: usize,
+}
+
+/// Splits that are tried.
+const SPLITS: [usize; 11] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48];
+/// Of k, for one split at least: below, writing its sums costs more than it gains.
+const SHORTEST_SPLIT: usize = 128;
+/// A whole multiple of every stage's depth.
+const SPLIT_UNIT: usize = 32;
+/// Elements of c, beyond which there are tiles enough without splits.
+const LARGEST_SPLIT_OUTPUT: usize = 1 << 24;
+
+/// The machine that the choice is made for: an H200, in multiprocessors and their clocks. The choice depends on the sizes alone, so that the
+/// bits of a product do too: tiles do not show in them, splits do.
+const MULTIPROCESSORS: usize = 132;
+/// Bytes that a multiprocessor gets from the L2 cache per clock, about.
+const CACHE_RATE: f64 = 24.0;
+/// From a stage's loads to its products, when nothing else runs meanwhile.
+const STAGE_LATENCY: f64 = 700.0;
+/// To begin a block.
+const BLOCK_LATENCY: f64 = 1500.0;
+/// Of a launch behind another.
+const LAUNCH_LATENCY: f64 = 3000.0;
+
+impl Plan {
+    fn new(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> Plan {
+        let plans = arithmetic.tiles().iter().flat_map(|tile| {
+            let allowed = move |&splits: &usize| {
+                splits == 1 || (k >= splits * SHORTEST_SPLIT && m * n <= LARGEST_SPLIT_OUTPUT)
+            };
+            SPLITS.into_iter().filter(allowed).map(move |splits| Plan::with(tile, k, splits))
+        });
+        // The first of equals: the largest tile, the fewest splits.
+        plans
+            .min_by(|x, y| x.clocks(m, n, k, arithmetic).total_cmp(&y.clocks(m, n, k, arithmetic)))
+            .expect("there are tiles for every arithmetic")
+    }
+
+    fn with(tile: &'static Tile, k: usize, splits: usize) -> Plan {
+        let split_length = k.div_ceil(splits).next_multiple_of(SPLIT_UNIT).max(SPLIT_UNIT);
+        Plan { tile, splits: k.div_ceil(split_length).max(1), split_length }
+    }
+
+    /// About how long it takes: blocks that share a multiprocessor share its arithmetic and its way to the cache, a block alone waits for
+    /// every stage. A model, good for comparing plans only.
+    fn clocks(&self, m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> f64 {
+        let Tile { height, width, resident, .. } = *self.tile;
+        let (area, edges) = ((height * width) as f64, (height + width) as f64);
+        let depth = arithmetic.depth();
+        let stages = k.min(self.split_length).div_ceil(depth) as f64;
+        let stage = (area * depth as f64 / arithmetic.rate()).max(edges * depth as f64 * 4.0 / CACHE_RATE);
+        let ends = BLOCK_LATENCY + area * 4.0 / CACHE_RATE;
+        let round = |blocks: usize| match blocks {
+            0 => 0.0,
+            _ => stages * (blocks as f64 * stage).max(STAGE_LATENCY) + ends,
+        };
+        let blocks = (m.div_ceil(height) * n.div_ceil(width) * self.splits).div_ceil(MULTIPROCESSORS);
+        let product = (blocks / resident) as f64 * round(resident) + round(blocks % resident);
+        let sum = match self.splits {
+            1 => 0.0,
+            splits => LAUNCH_LATENCY + ((splits + 1) * m * n * 4) as f64 / (MULTIPROCESSORS as f64 * CACHE_RATE),
+        };
+        product + sum
+    }
+
+    fn workspace(&self, m: usize, n: usize) -> usize {
+        if self.splits == 1 { 0 } else { self.splits * m * n * size_of::<f32>() }
+    }
+}
+
+/// Bytes of workspace that a product takes, aligned to 16 bytes.
+pub fn workspace(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> usize {
+    Plan::new(m, n, k, arithmetic).workspace(m, n)
+}
+
+/// c = a b, or c += a b: a `[m, k]`, b `[k, n]`, c `[m, n]` of f32 with rows `c_row_stride >= n` apart, which overlaps neither.
+///
+/// The bits depend on shape and arithmetic alone, neither on strides nor on the device.
+#[allow(clippy::too_many_arguments)] // The shape of a product and its operands: a struct would only rename them.
+pub fn matmul(
+    context: &Arc<Context>,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Operand,
+    b: Operand,
+    c: Pointer,
+    c_row_stride: usize,
+    accumulate: bool,
+    arithmetic: Arithmetic,
+    workspace: Pointer,
+) {
+    matmul_with(context, m, n, k, a, b, c, c_row_stride, accumulate, arithmetic, Epilogue::NONE, workspace);
+}
+
+/// c = activation(a b + bias), or activation(c + a b + bias): as [`matmul`], with what follows it in the same pass.
+#[allow(clippy::too_many_arguments)] // As above.
+pub fn matmul_with(
+    context: &Arc<Context>,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Operand,
+    b: Operand,
+    c: Pointer,
+    c_row_stride: usize,
+    accumulate: bool,
+    arithmetic: Arithmetic,
+    epilogue: Epilogue,
+    workspace: Pointer,
+) {
+    let output = Output { c, c_row_stride, accumulate, epilogue };
+    launch(context, (m, n, k), a, b, output, arithmetic, Plan::new(m, n, k, arithmetic), workspace);
+}
+
+#[derive(Clone, Copy)]
+struct Output {
+    c: Pointer,
+    c_row_stride: usize,
+    accumulate: bool,
+    epilogue: Epilogue,
+}
+
+#[allow(clippy::too_many_arguments)] // As above.
+fn launch(
+    context: &Arc<Context>,
+    (m, n, k): (usize, usize, usize),
+    a: Operand,
+    b: Operand,
+    output: Output,
+    arithmetic: Arithmetic,
+    plan: Plan,
+    workspace: Pointer,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let wants_bf16 = |operand: &Operand| operand.storage == Storage::Bf16;
+    debug_assert!(arithmetic == Arithmetic::Bf16 || !(wants_bf16(&a) || wants_bf16(&b)), "bf16 operands, exact product");
+    debug_assert!(plan.splits == 1 || workspace != 0, "a product without its workspace");
+    let Output { c, c_row_stride, accumulate, epilogue } = output;
+    let activation = match epilogue.activation {
+        Activation::Identity => 0,
+        Activation::Tanh => 1,
+        Activation::Sigmoid => 2,
+        Activation::Relu => 3,
+    };
+    let (a_stride, a_form) = a.form(a.column_stride, a.row_stride, k, m);
+    let (b_stride, b_form) = b.form(b.row_stride, b.column_stride, k, n);
+    let wide = c.is_multiple_of(16) && c_row_stride.is_multiple_of(4) && n.is_multiple_of(4);
+    let Plan { tile, splits, split_length } = plan;
+    let partial_sums = if splits == 1 { 0 } else { workspace };
+    let (rows, columns) = (m.div_ceil(tile.height) as u32, n.div_ceil(tile.width) as u32);
+    let blocks = if splits == 1 {
+        // Bands of tile rows: see the kernel.
+        let band = rows.min(8);
+        [band, columns, rows.div_ceil(band)]
+    } else {
+        [rows, columns, splits as u32]
+    };
+    let arguments = [
+        Argument::Pointer(a.pointer),
+        Argument::long(a_stride),
+        Argument::Int(a_form),
+        Argument::Pointer(b.pointer),
+        Argument::long(b_stride),
+        Argument::Int(b_form),
+        Argument::Pointer(c),
+        Argument::long(c_row_stride),
+        Argument::flag(wide),
+        Argument::int(m),
+        Argument::int(n),
+        Argument::int(k),
+        Argument::int(split_length),
+        Argument::Pointer(partial_sums),
+        Argument::Pointer(epilogue.bias),
+        Argument::Int(activation),
+        Argument::flag(accumulate),
+    ];
+    let product = Launch { blocks, ..Launch::blocks(1, tile.threads) }.shared(tile.shared());
+    // SAFETY: the kernel's arguments; the caller answers for the pointers.
+    unsafe { context.launch("matmul", tile.kernel, &product, &arguments) };
+    if splits == 1 {
+        return;
+    }
+    let arguments = [
+        Argument::Pointer(partial_sums),
+        Argument::int(splits),
+        Argument::Pointer(c),
+        Argument::long(c_row_stride),
+        Argument::int(m),
+        Argument::int(n),
+        Argument::Pointer(epilogue.bias),
+        Argument::Int(activation),
+        Argument::flag(accumulate),
+    ];
+    let sum = Launch::over(m * n, 256, 8 * MULTIPROCESSORS as u32);
+    // SAFETY: as above.
+    unsafe { context.launch("matmul", "matmul_sum", &sum, &arguments) };
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::super::context::Buffer;
+    use super::super::emulated::Emulated;
+    use super::super::emulator::{AVAILABLE, Order};
+    use super::*;
+    use crate::backend::cpu::testing::random;
+
+    const ARITHMETICS: [Arithmetic; 3] = [Arithmetic::F32, Arithmetic::Tf32, Arithmetic::Bf16];
+    const ORDERS: [Order; 3] = [Order::Forward, Order::Reversed, Order::Shuffled(5)];
+
+    /// How an operand lies in memory.
+    #[derive(Debug, Clone, Copy, Default)]
+    struct Layout {
+        transposed: bool,
+        /// Elements between the end of a row and the next, and before the first.
+        gap: usize,
+        offset: usize,
+        bf16: bool,
+    }
+
+    /// A product and all that it is made of; `output` is c before, [m, n + gap].
+    #[derive(Debug, Clone)]
+    struct Case {
+        shape: (usize, usize, usize),
+        a: Layout,
+        b: Layout,
+        c_gap: usize,
+        accumulate: bool,
+        arithmetic: Arithmetic,
+        bias: bool,
+        activation: Activation,
+        order: Order,
+        /// Number of the tile and the splits; chosen by the sizes if not given.
+        plan: Option<(usize, usize)>,
+    }
+
+    impl Case {
+        fn new(shape: (usize, usize, usize), arithmetic: Arithmetic) -> Self {
+            Case {
+                shape,
+                a: Layout::default(),
+                b: Layout::default(),
+                c_gap: 0,
+                accumulate: false,
+                arithmetic,
+                bias: false,
+                activation: Activation::Identity,
+                order: Order::Forward,
+                plan: None,
+            }
+        }
+
+        fn plan(&self) -> Plan {
+            let (m, n, k) = self.shape;
+            match self.plan {
+                None => Plan::new(m, n, k, self.arithmetic),
+                Some((tile, splits)) => Plan::with(&self.arithmetic.tiles()[tile], k, splits),
+            }
+        }
+
+        fn values(&self) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>) {
+            let (m, n, k) = self.shape;
+            (random(m * k, 1), random(k * n, 2), random(m * (n + self.c_gap), 3), random(n, 4))
+        }
+
+        /// The bits of c, with what is between its rows.
+        fn run(&self) -> Vec<f32> {
+            let (a, b, c, bias) = self.values();
+            self.run_on(&a, &b, &c, &bias)
+        }
+
+        fn run_on(&self, a: &[f32], b: &[f32], c: &[f32], bias: &[f32]) -> Vec<f32> {
+            let (m, n, k) = self.shape;
+            let context = Context::new("emulator", Box::new(Emulated::new(self.order)));
+            let (a, _a) = operand(&context, a, m, k, self.a);
+            let (b, _b) = operand(&context, b, k, n, self.b);
+            let bias = uploaded(&context, bias);
+            let output = uploaded(&context, c);
+            let plan = self.plan();
+            let workspace = context.allocate(plan.workspace(m, n));
+            let epilogue =
+                Epilogue { bias: if self.bias { bias.pointer() } else { 0 }, activation: self.activation };
+            let to = Output {
+                c: output.pointer(),
+                c_row_stride: n + self.c_gap,
+                accumulate: self.accumulate,
+                epilogue,
+            };
+            launch(&context, self.shape, a, b, to, self.arithmetic, plan, workspace.pointer());
+            let result = context.download(&output, c.len());
+            context.check().unwrap();
+            result
+        }
+
+        /// Holds c against sums in f64 of operands rounded as the arithmetic rounds them.
+        fn check(&self) {
+            let (m, n, k) = self.shape;
+            let (a, b, before, bias) = self.values();
+            let result = self.run();
+            let rounded =
+                |x: &[f32]| x.iter().map(|&x| f64::from(rounded(x, self.arithmetic))).collect::<Vec<f64>>();
+            let (a, b) = (rounded(&a), rounded(&b));
+            let stride = n + self.c_gap;
+            for (place, (&result, &before)) in result.iter().zip(&before).enumerate() {
+                let (i, j) = (place / stride, place % stride);
+                if j >= n {
+                    assert_eq!(result, before, "{self:?} wrote between its rows, at ({i}, {j})");
+                    continue;
+                }
+                let (mut sum, mut magnitude) = (0.0, 2.0);
+                for l in 0..k {
+                    let product = a[i * k + l] * b[l * n + j];
+                    sum += product;
+                    magnitude += product.abs();
+                }
+                sum += if self.accumulate { f64::from(before) } else { 0.0 };
+                sum += if self.bias { f64::from(bias[j]) } else { 0.0 };
+                let expected = match self.activation {
+                    Activation::Identity => sum,
+                    Activation::Tanh => sum.tanh(),
+                    Activation::Sigmoid => 1.0 / (1.0 + (-sum).exp()),
+                    Activation::Relu => sum.max(0.0),
+                };
+                // Half an ulp for each of k products, k sums and what follows, each of at most the sum of magnitudes; no activation is steeper
+                // than the identity, and each is right to a few ulp of 1.
+                let bound = magnitude * (2 * k + 8) as f64 * 6e-8;
+                assert!((f64::from(result) - expected).abs() <= bound, "{self:?} ({i}, {j}): {result} for {expected}");
+            }
+        }
+    }
+
+    fn rounded(x: f32, arithmetic: Arithmetic) -> f32 {
+        match arithmetic {
+            Arithmetic::F32 => x,
+            // To a multiple of 2^13 in the last place, halves away from zero: the sign is apart in a float.
+            Arithmetic::Tf32 => f32::from_bits((x.to_bits() + 0x1000) & !0x1fff),
+            Arithmetic::Bf16 => half::bf16::from_f32(x).to_f32(),
+        }
+    }
+
+    fn uploaded<T: bytemuck::NoUninit>(context: &Arc<Context>, values: &[T]) -> Buffer {
+        let buffer = context.allocate(size_of_val(values));
+        context.upload(&buffer, values);
+        buffer
+    }
+
+    /// Puts a matrix [rows, columns] on the device, NaN in the gaps.
+    fn operand(context: &Arc<Context>, values: &[f32], rows: usize, columns: usize, layout: Layout) -> (Operand, Buffer) {
+        let Layout { transposed, gap, offset, bf16 } = layout;
+        let (outer, inner) = if transposed { (columns, rows) } else { (rows, columns) };
+        let stride = inner + gap;
+        let mut memory = vec![f32::NAN; offset + outer * stride];
+        for i in 0..rows {
+            for j in 0..columns {
+                let place = if transposed { j * stride + i } else { i * stride + j };
+                memory[offset + place] = values[i * columns + j];
+            }
+        }
+        let bytes = if bf16 { 2 } else { 4 };
+        let buffer = if bf16 {
+            let memory: Vec<u16> = memory.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
+            uploaded(context, &memory)
+        } else {
+            uploaded(context, &memory)
+        };
+        let operand = Operand::rows(buffer.pointer() + (offset * bytes) as u64, stride);
+        let operand = if transposed { operand.transposed() } else { operand };
+        (if bf16 { operand.bf16() } else { operand }, buffer)
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|x| x.to_bits()).collect()
+    }
+
+    fn skipped() -> bool {
+        if !AVAILABLE {
+            eprintln!("skipped: the emulator was not built");
+        }
+        !AVAILABLE
+    }
+
+    fn layouts() -> impl Iterator<Item = (Layout, Layout)> {
+        // Gap and offset that leave 16, 8 and 4 bytes of alignment to even sizes.
+        [(0, 0), (2, 2), (1, 3)].into_iter().flat_map(|(gap, offset)| {
+            [(false, false), (false, true), (true, false), (true, true)].map(|(a, b)| {
+                let layout = |transposed| Layout { transposed, gap, offset, bf16: false };
+                (layout(a), layout(b))
+            })
+        })
+    }
+
+    #[test]
+    fn products_agree_with_sums_in_f64_for_every_arithmetic_layout_and_alignment() {
+        if skipped() {
+            return;
+        }
+        let shapes = [(1, 1, 1), (3, 5, 7), (20, 36, 48), (65, 67, 34), (70, 64, 36), (0, 4, 4), (4, 0, 4)];
+        for arithmetic in ARITHMETICS {
+            for shape in shapes {
+                for (a, b) in layouts() {
+                    for (c_gap, accumulate) in [(0, false), (3, true)] {
+                        Case { a, b, c_gap, accumulate, ..Case::new(shape, arithmetic) }.check();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_tile_covers_the_edges_of_an_output() {
+        if skipped() {
+            return;
+        }
+        for arithmetic in ARITHMETICS {
+            for (tile, Tile { height, width, .. }) in arithmetic.tiles().iter().enumerate() {
+                for shape in [(height + 3, width - 6, 40), (height - 1, width + 2, 20), (9 * height / 4, 4, 16)] {
+                    let a = Layout { transposed: shape.2 == 20, ..Layout::default() };
+                    let b = Layout { transposed: shape.2 == 40, ..Layout::default() };
+                    Case { a, b, plan: Some((tile, 1)), ..Case::new(shape, arithmetic) }.check();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nine_rows_of_tiles_are_two_bands() {
+        if skipped() {
+            return;
+        }
+        Case { plan: Some((1, 1)), ..Case::new((9 * 64 - 5, 70, 8), Arithmetic::F32) }.check();
+    }
+
+    #[test]
+    fn tiles_layouts_and_alignment_do_not_show_in_the_bits() {
+        if skipped() {
+            return;
+        }
+        for arithmetic in ARITHMETICS {
+            let shape = (70, 66, 50);
+            let reference = bits(&Case { plan: Some((0, 1)), ..Case::new(shape, arithmetic) }.run());
+            for tile in 1..arithmetic.tiles().len() {
+                let case = Case { plan: Some((tile, 1)), ..Case::new(shape, arithmetic) };
+                assert_eq!(bits(&case.run()), reference, "{case:?}");
+            }
+            for (a, b) in layouts() {
+                let case = Case { a, b, ..Case::new(shape, arithmetic) };
+                assert_eq!(bits(&case.run()), reference, "{case:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_threads_does_not_show_in_the_bits() {
+        if skipped() {
+            return;
+        }
+        for arithmetic in ARITHMETICS {
+            for tile in 0..arithmetic.tiles().len() {
+                for splits in [1, 3] {
+                    let results = ORDERS.map(|order| {
+                        let plan = Some((tile, splits));
+                        bits(&Case { plan, order, accumulate: true, bias: true, ..Case::new((67, 70, 70), arithmetic) }.run())
+                    });
+                    assert_eq!(results[0], results[1], "{arithmetic:?} {tile} {splits}");
+                    assert_eq!(results[0], results[2], "{arithmetic:?} {tile} {splits}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn splits_of_k_are_added_up_with_what_follows() {
+        if skipped() {
+            return;
+        }
+        for arithmetic in ARITHMETICS {
+            for (splits, k) in [(2, 64), (3, 65), (4, 97), (5, 1)] {
+                for (c_gap, n) in [(0, 12), (1, 13)] {
+                    let plan = Some((arithmetic.tiles().len() - 1, splits));
+                    let transposed = Layout { transposed: true, ..Layout::default() };
+                    let case = Case { plan, c_gap, a: transposed, ..Case::new((66, n, k), arithmetic) };
+                    case.check();
+                    Case { accumulate: true, bias: true, activation: Activation::Tanh, ..case }.check();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bias_and_activation_follow_the_sum() {
+        if skipped() {
+            return;
+        }
+        for activation in [Activation::Identity, Activation::Tanh, Activation::Sigmoid, Activation::Relu] {
+            for n in [8, 9] {
+                for accumulate in [false, true] {
+                    let case = Case::new((17, n, 5), Arithmetic::F32);
+                    Case { bias: true, activation, accumulate, ..case.clone() }.check();
+                    Case { activation, accumulate, ..case }.check();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sum_of_nothing_is_zero_and_the_rest_follows() {
+        if skipped() {
+            return;
+        }
+        for (accumulate, bias) in [(false, false), (true, false), (false, true)] {
+            for arithmetic in ARITHMETICS {
+                Case { accumulate, bias, ..Case::new((5, 6, 0), arithmetic) }.check();
+            }
+        }
+    }
+
+    #[test]
+    fn operands_stored_as_bf16_give_the_bits_of_rounded_ones() {
+        if skipped() {
+            return;
+        }
+        for shape in [(36, 40, 44), (35, 41, 37)] {
+            for (a, b) in layouts() {
+                let case = Case { a, b, ..Case::new(shape, Arithmetic::Bf16) };
+                let reference = bits(&case.run());
+                for (a_bf16, b_bf16) in [(true, false), (false, true), (true, true)] {
+                    let a = Layout { bf16: a_bf16, ..a };
+                    let b = Layout { bf16: b_bf16, ..b };
+                    let case = Case { a, b, ..case.clone() };
+                    assert_eq!(bits(&case.run()), reference, "{case:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_in_its_row_and_column() {
+        if skipped() {
+            return;
+        }
+        for arithmetic in ARITHMETICS {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let case = Case::new((20, 24, 18), arithmetic);
+                let (mut a, b, c, bias) = case.values();
+                a[3 * 18 + 7] = value;
+                let result = case.run_on(&a, &b, &c, &bias);
+                for (place, x) in result.iter().enumerate() {
+                    assert_eq!(x.is_finite(), place / 24 != 3, "{arithmetic:?} {value} at {place}");
+                    assert!(place / 24 != 3 || value.is_nan() == x.is_nan());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_plan_covers_k_once_and_splits_long_thin_products_only() {
+        for arithmetic in ARITHMETICS {
+            for m in [1, 30, 320, 1280, 12_000] {
+                for n in [1, 50, 640, 2560, 33_278] {
+                    for k in [0, 1, 31, 320, 1150, 12_000, 1 << 20] {
+                        let plan = Plan::new(m, n, k, arithmetic);
+                        let Plan { splits, split_length, .. } = plan;
+                        assert!(splits * split_length >= k && (splits == 1 || (splits - 1) * split_length < k), "{plan:?} {k}");
+                        assert!(split_length % SPLIT_UNIT == 0 && splits >= 1);
+                        assert_eq!(workspace(m, n, k, arithmetic), if splits == 1 { 0 } else { splits * m * n * 4 });
+                    }
+                }
+            }
+            // A gradient of weights is split, what has tiles enough is not, and the large one takes the large tiles.
+            assert!(Plan::new(320, 640, 12_000, arithmetic).splits > 1);
+            let logits = Plan::new(5600, 33_278, 400, arithmetic);
+            assert_eq!((logits.splits, logits.tile), (1, &arithmetic.tiles()[0]));
+            assert_eq!(Plan::new(12_000, 2560, 640, arithmetic).splits, 1);
+        }
+    }
+}
