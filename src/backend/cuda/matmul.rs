@@ -50,24 +50,64 @@ impl Operand {
     pub fn bf16(self) -> Self {
         Operand { storage: Storage::Bf16, ..self }
     }
+}
 
-    /// The stride of the index that is not contiguous, and the kernel's word for the layout. `other` is m or n; `along_k` the stride along k,
-    /// `along_other` the other one.
-    fn form(&self, along_k: usize, along_other: usize, k: usize, other: usize) -> (usize, i32) {
-        debug_assert!(along_k == 1 || along_other == 1, "an operand of a product has no contiguous index");
-        let (stride, contiguous, flag) =
-            if along_k == 1 { (along_other, k, CONTIGUOUS_ALONG_K) } else { (along_k, other, 0) };
-        let (bytes, storage) = match self.storage {
-            Storage::F32 => (4, 0),
-            Storage::Bf16 => (2, STORED_AS_BF16),
-        };
+/// An operand as the kernel sees it: lines beside each other, contiguous along k or along the other index (m or n).
+#[derive(Debug, Clone, Copy)]
+struct Lines {
+    pointer: Pointer,
+    stride: usize,
+    count: usize,
+    length: usize,
+    along_k: bool,
+    storage: Storage,
+    /// Elements that may be loaded at once.
+    width: i32,
+}
+
+impl Lines {
+    /// `k_stride` and `other_stride` are the operand's, `k` and `other` its extents.
+    fn new(operand: &Operand, k_stride: usize, other_stride: usize, k: usize, other: usize) -> Lines {
+        debug_assert!(k_stride == 1 || other_stride == 1, "an operand of a product has no contiguous index");
+        let along_k = k_stride == 1;
+        let (stride, count, length) = if along_k { (other_stride, other, k) } else { (k_stride, k, other) };
+        let Operand { pointer, storage, .. } = *operand;
+        let bytes = if storage == Storage::Bf16 { 2 } else { 4 };
         let fits = |width: usize| {
-            self.pointer.is_multiple_of((width * bytes) as u64)
+            pointer.is_multiple_of((width * bytes) as u64)
                 && stride.is_multiple_of(width)
-                && contiguous.is_multiple_of(width)
+                && length.is_multiple_of(width)
         };
-        let width = if fits(4) { 4 } else if fits(2) { 2 } else { 1 };
-        (stride, width | flag | storage)
+        let width = [4, 2].into_iter().find(|&width| fits(width)).unwrap_or(1);
+        Lines { pointer, stride, count, length, along_k, storage, width: width as i32 }
+    }
+
+    fn arguments(&self) -> [Argument; 3] {
+        let contiguous = if self.along_k { CONTIGUOUS_ALONG_K } else { 0 };
+        let storage = if self.storage == Storage::Bf16 { STORED_AS_BF16 } else { 0 };
+        [Argument::Pointer(self.pointer), Argument::long(self.stride), Argument::Int(self.width | contiguous | storage)]
+    }
+
+    /// Rounds f32 to bf16 at `to`.
+    fn packed(self, context: &Arc<Context>, to: Pointer) -> Lines {
+        if self.storage == Storage::Bf16 || self.count == 0 || self.length == 0 {
+            return self;
+        }
+        let stride = self.length.next_multiple_of(PACKED_UNIT);
+        let arguments = [
+            Argument::Pointer(self.pointer),
+            Argument::long(self.stride),
+            Argument::Int(self.width),
+            Argument::int(self.count),
+            Argument::int(self.length),
+            Argument::Pointer(to),
+            Argument::int(stride),
+        ];
+        let launch = Launch::over(self.count * stride / PACKED_UNIT, 256, 8 * MULTIPROCESSORS as u32);
+        // SAFETY: the kernel's arguments; the workspace holds the packed operand.
+        unsafe { context.launch("matmul", "matmul_pack", &launch, &arguments) };
+        // Whole vectors in every line, since zeros are behind its end.
+        Lines { pointer: to, stride, storage: Storage::Bf16, width: 4, ..self }
     }
 }
 
@@ -152,29 +192,32 @@ impl Tile {
     }
 }
 
-/// A tile, and how many parts k is cut into.
+/// A tile, how many parts k is cut into, and whether operands of f32 are made bf16 first.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Plan {
     tile: &'static Tile,
     splits: usize,
     /// Of k; the last split may be shorter.
     split_length: usize,
+    packed: bool,
 }
 
 /// Splits that are tried.
-const SPLITS: [usize; 11] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48];
+const SPLITS: [usize; 14] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48];
 /// Of k, for one split at least: below, writing its sums costs more than it gains.
 const SHORTEST_SPLIT: usize = 128;
 /// A whole multiple of every stage's depth.
 const SPLIT_UNIT: usize = 32;
-/// Elements of c, beyond which there are tiles enough without splits.
-const LARGEST_SPLIT_OUTPUT: usize = 1 << 24;
+/// Bytes of sums of splits: a limit on the workspace, and what stays in the cache.
+const LARGEST_SPLIT_SUMS: usize = 96 << 20;
+const CACHED_SPLIT_SUMS: usize = 32 << 20;
 
 /// The machine that the choice is made for: an H200, in multiprocessors and their clocks. The choice depends on the sizes alone, so that the
 /// bits of a product do too: tiles do not show in them, splits do.
 const MULTIPROCESSORS: usize = 132;
-/// Bytes that a multiprocessor gets from the L2 cache per clock, about.
-const CACHE_RATE: f64 = 24.0;
+/// Bytes that a multiprocessor gets from the L2 cache per clock, and from memory, about.
+const CACHE_RATE: f64 = 32.0;
+const MEMORY_RATE: f64 = 18.0;
 /// From a stage's loads to its products, when nothing else runs meanwhile.
 const STAGE_LATENCY: f64 = 700.0;
 /// To begin a block.
@@ -184,21 +227,29 @@ const LAUNCH_LATENCY: f64 = 3000.0;
 
 impl Plan {
     fn new(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> Plan {
-        let plans = arithmetic.tiles().iter().flat_map(|tile| {
-            let allowed = move |&splits: &usize| {
-                splits == 1 || (k >= splits * SHORTEST_SPLIT && m * n <= LARGEST_SPLIT_OUTPUT)
-            };
-            SPLITS.into_iter().filter(allowed).map(move |splits| Plan::with(tile, k, splits))
-        });
-        // The first of equals: the largest tile, the fewest splits.
-        plans
-            .min_by(|x, y| x.clocks(m, n, k, arithmetic).total_cmp(&y.clocks(m, n, k, arithmetic)))
-            .expect("there are tiles for every arithmetic")
+        let packings: &[bool] = if arithmetic == Arithmetic::Bf16 { &[false, true] } else { &[false] };
+        let allowed = |splits: usize| {
+            splits == 1 || (k >= splits * SHORTEST_SPLIT && splits * m * n * size_of::<f32>() <= LARGEST_SPLIT_SUMS)
+        };
+        let mut best: Option<(f64, Plan)> = None;
+        for tile in arithmetic.tiles() {
+            for splits in SPLITS.into_iter().filter(|&splits| allowed(splits)) {
+                for &packed in packings {
+                    let plan = Plan::with(tile, k, splits, packed);
+                    let clocks = plan.clocks(m, n, k, arithmetic);
+                    // The first of equals: the largest tile, the fewest splits.
+                    if best.is_none_or(|(least, _)| clocks < least) {
+                        best = Some((clocks, plan));
+                    }
+                }
+            }
+        }
+        best.map_or_else(|| Plan::with(&arithmetic.tiles()[0], k, 1, false), |(_, plan)| plan)
     }
 
-    fn with(tile: &'static Tile, k: usize, splits: usize) -> Plan {
+    fn with(tile: &'static Tile, k: usize, splits: usize, packed: bool) -> Plan {
         let split_length = k.div_ceil(splits).next_multiple_of(SPLIT_UNIT).max(SPLIT_UNIT);
-        Plan { tile, splits: k.div_ceil(split_length).max(1), split_length }
+        Plan { tile, splits: k.div_ceil(split_length).max(1), split_length, packed }
     }
 
     /// About how long it takes: blocks that share a multiprocessor share its arithmetic and its way to the cache, a block alone waits for
@@ -208,29 +259,49 @@ impl Plan {
         let (area, edges) = ((height * width) as f64, (height + width) as f64);
         let depth = arithmetic.depth();
         let stages = k.min(self.split_length).div_ceil(depth) as f64;
-        let stage = (area * depth as f64 / arithmetic.rate()).max(edges * depth as f64 * 4.0 / CACHE_RATE);
-        let ends = BLOCK_LATENCY + area * 4.0 / CACHE_RATE;
+        let bytes = if self.packed { 2.0 } else { 4.0 };
+        let stage = (area * depth as f64 / arithmetic.rate()).max(edges * depth as f64 * bytes / CACHE_RATE);
         let round = |blocks: usize| match blocks {
             0 => 0.0,
-            _ => stages * (blocks as f64 * stage).max(STAGE_LATENCY) + ends,
+            _ => {
+                let writing = area * 4.0 / CACHE_RATE;
+                stages * (blocks as f64 * stage).max(STAGE_LATENCY) + BLOCK_LATENCY + blocks as f64 * writing
+            }
         };
         let blocks = (m.div_ceil(height) * n.div_ceil(width) * self.splits).div_ceil(MULTIPROCESSORS);
         let product = (blocks / resident) as f64 * round(resident) + round(blocks % resident);
-        let sum = match self.splits {
-            1 => 0.0,
-            splits => LAUNCH_LATENCY + ((splits + 1) * m * n * 4) as f64 / (MULTIPROCESSORS as f64 * CACHE_RATE),
+        let sum = if self.splits == 1 {
+            0.0
+        } else {
+            let sums = self.splits * m * n * size_of::<f32>();
+            let rate = if sums <= CACHED_SPLIT_SUMS { CACHE_RATE } else { MEMORY_RATE };
+            LAUNCH_LATENCY + (sums + m * n * size_of::<f32>()) as f64 / (MULTIPROCESSORS as f64 * rate)
         };
-        product + sum
+        let packing = if self.packed {
+            2.0 * LAUNCH_LATENCY + ((m * k + k * n) * 6) as f64 / (MULTIPROCESSORS as f64 * MEMORY_RATE)
+        } else {
+            0.0
+        };
+        product + sum + packing
     }
 
-    fn workspace(&self, m: usize, n: usize) -> usize {
-        if self.splits == 1 { 0 } else { self.splits * m * n * size_of::<f32>() }
+    /// Bytes: the sums of the splits, and two operands, padded to whole vectors whichever index is contiguous.
+    fn workspace(&self, m: usize, n: usize, k: usize) -> [usize; 3] {
+        let sums = if self.splits == 1 { 0 } else { (self.splits * m * n * size_of::<f32>()).next_multiple_of(16) };
+        let operand = |other: usize| {
+            let padded = |length: usize| length.next_multiple_of(PACKED_UNIT);
+            if self.packed { 2 * (padded(k) * other).max(k * padded(other)) } else { 0 }
+        };
+        [sums, operand(m), operand(n)]
     }
 }
 
+/// A packed line is a multiple of this long: 16 bytes.
+const PACKED_UNIT: usize = 8;
+
 /// Bytes of workspace that a product takes, aligned to 16 bytes.
 pub fn workspace(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> usize {
-    Plan::new(m, n, k, arithmetic).workspace(m, n)
+    Plan::new(m, n, k, arithmetic).workspace(m, n, k).iter().sum()
 }
 
 /// c = a b, or c += a b: a `[m, k]`, b `[k, n]`, c `[m, n]` of f32 with rows `c_row_stride >= n` apart, which overlaps neither.
@@ -297,7 +368,7 @@ fn launch(
     }
     let wants_bf16 = |operand: &Operand| operand.storage == Storage::Bf16;
     debug_assert!(arithmetic == Arithmetic::Bf16 || !(wants_bf16(&a) || wants_bf16(&b)), "bf16 operands, exact product");
-    debug_assert!(plan.splits == 1 || workspace != 0, "a product without its workspace");
+    debug_assert!((plan.splits == 1 && !plan.packed) || workspace != 0, "a product without its workspace");
     let Output { c, c_row_stride, accumulate, epilogue } = output;
     let activation = match epilogue.activation {
         Activation::Identity => 0,
@@ -305,10 +376,16 @@ fn launch(
         Activation::Sigmoid => 2,
         Activation::Relu => 3,
     };
-    let (a_stride, a_form) = a.form(a.column_stride, a.row_stride, k, m);
-    let (b_stride, b_form) = b.form(b.row_stride, b.column_stride, k, n);
+    let mut a = Lines::new(&a, a.column_stride, a.row_stride, k, m);
+    let mut b = Lines::new(&b, b.row_stride, b.column_stride, k, n);
+    let [sums_bytes, a_bytes, _] = plan.workspace(m, n, k);
+    if plan.packed {
+        let a_packed = workspace + sums_bytes as u64;
+        a = a.packed(context, a_packed);
+        b = b.packed(context, a_packed + a_bytes as u64);
+    }
     let wide = c.is_multiple_of(16) && c_row_stride.is_multiple_of(4) && n.is_multiple_of(4);
-    let Plan { tile, splits, split_length } = plan;
+    let Plan { tile, splits, split_length, .. } = plan;
     let partial_sums = if splits == 1 { 0 } else { workspace };
     let (rows, columns) = (m.div_ceil(tile.height) as u32, n.div_ceil(tile.width) as u32);
     let blocks = if splits == 1 {
@@ -318,13 +395,14 @@ fn launch(
     } else {
         [rows, columns, splits as u32]
     };
+    let ([a, a_stride, a_form], [b, b_stride, b_form]) = (a.arguments(), b.arguments());
     let arguments = [
-        Argument::Pointer(a.pointer),
-        Argument::long(a_stride),
-        Argument::Int(a_form),
-        Argument::Pointer(b.pointer),
-        Argument::long(b_stride),
-        Argument::Int(b_form),
+        a,
+        a_stride,
+        a_form,
+        b,
+        b_stride,
+        b_form,
         Argument::Pointer(c),
         Argument::long(c_row_stride),
         Argument::flag(wide),
@@ -394,6 +472,7 @@ mod tests {
         order: Order,
         /// Number of the tile and the splits; chosen by the sizes if not given.
         plan: Option<(usize, usize)>,
+        packed: bool,
     }
 
     impl Case {
@@ -409,14 +488,15 @@ mod tests {
                 activation: Activation::Identity,
                 order: Order::Forward,
                 plan: None,
+                packed: false,
             }
         }
 
         fn plan(&self) -> Plan {
             let (m, n, k) = self.shape;
             match self.plan {
-                None => Plan::new(m, n, k, self.arithmetic),
-                Some((tile, splits)) => Plan::with(&self.arithmetic.tiles()[tile], k, splits),
+                None => Plan { packed: self.packed, ..Plan::new(m, n, k, self.arithmetic) },
+                Some((tile, splits)) => Plan::with(&self.arithmetic.tiles()[tile], k, splits, self.packed),
             }
         }
 
@@ -439,7 +519,7 @@ mod tests {
             let bias = uploaded(&context, bias);
             let output = uploaded(&context, c);
             let plan = self.plan();
-            let workspace = context.allocate(plan.workspace(m, n));
+            let workspace = context.allocate(plan.workspace(m, n, k).iter().sum());
             let epilogue =
                 Epilogue { bias: if self.bias { bias.pointer() } else { 0 }, activation: self.activation };
             let to = Output {
@@ -456,7 +536,7 @@ mod tests {
 
         /// Holds c against sums in f64 of operands rounded as the arithmetic rounds them.
         fn check(&self) {
-            let (m, n, k) = self.shape;
+            let (_, n, k) = self.shape;
             let (a, b, before, bias) = self.values();
             let result = self.run();
             let rounded =
@@ -696,6 +776,25 @@ mod tests {
     }
 
     #[test]
+    fn packed_operands_give_the_bits_of_others() {
+        if skipped() {
+            return;
+        }
+        for shape in [(36, 40, 44), (35, 41, 37), (70, 30, 129)] {
+            for (a, b) in layouts() {
+                for splits in [1, 2] {
+                    let case = Case { a, b, plan: Some((2, splits)), ..Case::new(shape, Arithmetic::Bf16) };
+                    let reference = bits(&case.run());
+                    for a_bf16 in [false, true] {
+                        let case = Case { packed: true, a: Layout { bf16: a_bf16, ..a }, ..case.clone() };
+                        assert_eq!(bits(&case.run()), reference, "{case:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_is_not_finite_stays_in_its_row_and_column() {
         if skipped() {
             return;
@@ -724,14 +823,14 @@ mod tests {
                         let Plan { splits, split_length, .. } = plan;
                         assert!(splits * split_length >= k && (splits == 1 || (splits - 1) * split_length < k), "{plan:?} {k}");
                         assert!(split_length % SPLIT_UNIT == 0 && splits >= 1);
-                        assert_eq!(workspace(m, n, k, arithmetic), if splits == 1 { 0 } else { splits * m * n * 4 });
+                        assert_eq!(workspace(m, n, k, arithmetic) > 0, splits > 1 || plan.packed);
                     }
                 }
             }
             // A gradient of weights is split, what has tiles enough is not, and the large one takes the large tiles.
             assert!(Plan::new(320, 640, 12_000, arithmetic).splits > 1);
             let logits = Plan::new(5600, 33_278, 400, arithmetic);
-            assert_eq!((logits.splits, logits.tile), (1, &arithmetic.tiles()[0]));
+            assert!(logits.splits == 1 && (arithmetic == Arithmetic::F32 || logits.tile == &arithmetic.tiles()[0]));
             assert_eq!(Plan::new(12_000, 2560, 640, arithmetic).splits, 1);
         }
     }
