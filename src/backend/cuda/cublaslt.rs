@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
-/// Names a library file to take instead of all others.
+/// Names a library file to take instead of all others, or says `none`.
 const VARIABLE: &str = "HEADFIRST_CUBLASLT";
 /// Newest first: one that is too new for the driver makes no handle, and the next is tried.
 const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
@@ -166,7 +166,7 @@ fn text(string: *const c_char) -> String {
 fn places() -> Vec<String> {
     let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(file) = folder(VARIABLE) {
-        return vec![file.to_string_lossy().into_owned()];
+        return if file.as_os_str() == "none" { vec![] } else { vec![file.to_string_lossy().into_owned()] };
     }
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(folder).chain(["/usr/local/cuda".into()]);
     let folders = homes.flat_map(|home| ["lib64", "lib"].map(|lib| home.join(lib))).filter(|folder| folder.is_dir());
@@ -186,7 +186,14 @@ pub fn find() -> Result<(String, String), String> {
             Err(reason) => tried.push(format!("{place}: {reason}")),
         }
     }
-    Err(format!("cuBLASLt was not found ({})", tried.join("; ")))
+    Err(not_found(&tried))
+}
+
+fn not_found(tried: &[String]) -> String {
+    match tried {
+        [] => format!("cuBLASLt was not looked for ({VARIABLE} says so)"),
+        tried => format!("cuBLASLt was not found ({})", tried.join("; ")),
+    }
 }
 
 /// `120103` is 12.1.3.
@@ -326,7 +333,7 @@ impl CublasLt {
                 Err(reason) => tried.push(format!("{place}: {reason}")),
             }
         }
-        Err(format!("cuBLASLt was not found ({})", tried.join("; ")))
+        Err(not_found(&tried))
     }
 
     /// For the run's record: with the GPU, all that a product's bits depend on.
@@ -391,54 +398,11 @@ impl CublasLt {
         Ok(true)
     }
 
+    /// Describes a product and chooses its algorithm; none if the library has none.
     fn prepare(&self, shape: &Shape) -> Result<Option<Prepared>, String> {
-        use sys::cublasLtMatmulDescAttributes_t as OfProduct;
-        use sys::cublasLtMatmulPreferenceAttributes_t as OfPreference;
         let library = &self.library;
-        let float = sys::cudaDataType::CUDA_R_32F as u32;
-        // SAFETY: an algorithm is plain numbers; it is set below.
-        let algorithm = unsafe { MaybeUninit::zeroed().assume_init() };
-        let mut prepared =
-            Prepared { product: ptr::null_mut(), layouts: [ptr::null_mut(); 3], algorithm, library: *library };
-        // SAFETY: writes one handle.
-        let status = unsafe { (library.create_product)(&raw mut prepared.product, shape.compute, float) };
-        library.check("describing a product", status)?;
-        for (attribute, side) in
-            [(OfProduct::CUBLASLT_MATMUL_DESC_TRANSA, shape.b), (OfProduct::CUBLASLT_MATMUL_DESC_TRANSB, shape.a)]
-        {
-            // CUBLAS_OP_N and CUBLAS_OP_T.
-            let operation = i32::from(side.transposed);
-            // SAFETY: the attribute is a number of 32 bits.
-            let status = unsafe {
-                let value = (&raw const operation).cast();
-                (library.set_product)(prepared.product, attribute as u32, value, size_of_val(&operation))
-            };
-            library.check("describing a product", status)?;
-        }
-        let (m, n, _) = shape.sizes;
-        let c = (float, n, m, shape.c_row_stride);
-        let side = |side: Side| (side.element, side.rows, side.columns, side.stride);
-        let matrices = [side(shape.b), side(shape.a), c];
-        for (layout, (element, rows, columns, stride)) in prepared.layouts.iter_mut().zip(matrices) {
-            // SAFETY: writes one handle.
-            let status =
-                unsafe { (library.create_layout)(layout, element, rows as u64, columns as u64, stride as i64) };
-            library.check("describing a matrix", status)?;
-        }
-
-        let mut preference = ptr::null_mut();
-        // SAFETY: writes one handle.
-        library.check("choosing an algorithm", unsafe { (library.create_preference)(&raw mut preference) })?;
-        let preference = Preference { preference, library };
-        // Sums of splits in the workspace, in order; and no splits at all, which no mask forbids.
-        let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
-        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE as u64)?;
-        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes)?;
-        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.b.alignment)?;
-        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.a.alignment)?;
-        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.c_alignment)?;
-        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.c_alignment)?;
-
+        let mut prepared = Prepared::describe(library, shape)?;
+        let preference = Preference::new(library, shape)?;
         let mut found = MaybeUninit::<Heuristic>::zeroed();
         let mut count = 0;
         let [b, a, c] = prepared.layouts;
@@ -471,12 +435,68 @@ impl CublasLt {
     }
 }
 
+impl Prepared {
+    /// All but the algorithm.
+    fn describe(library: &Library, shape: &Shape) -> Result<Prepared, String> {
+        use sys::cublasLtMatmulDescAttributes_t as OfProduct;
+        let float = sys::cudaDataType::CUDA_R_32F as u32;
+        // SAFETY: an algorithm is plain numbers; it is set below.
+        let algorithm = unsafe { MaybeUninit::zeroed().assume_init() };
+        let mut prepared =
+            Prepared { product: ptr::null_mut(), layouts: [ptr::null_mut(); 3], algorithm, library: *library };
+        // SAFETY: writes one handle.
+        let status = unsafe { (library.create_product)(&raw mut prepared.product, shape.compute, float) };
+        library.check("describing a product", status)?;
+        for (attribute, side) in
+            [(OfProduct::CUBLASLT_MATMUL_DESC_TRANSA, shape.b), (OfProduct::CUBLASLT_MATMUL_DESC_TRANSB, shape.a)]
+        {
+            // CUBLAS_OP_N and CUBLAS_OP_T.
+            let operation = i32::from(side.transposed);
+            // SAFETY: the attribute is a number of 32 bits.
+            let status = unsafe {
+                let value = (&raw const operation).cast();
+                (library.set_product)(prepared.product, attribute as u32, value, size_of_val(&operation))
+            };
+            library.check("describing a product", status)?;
+        }
+        let (m, n, _) = shape.sizes;
+        let c = (float, n, m, shape.c_row_stride);
+        let side = |side: Side| (side.element, side.rows, side.columns, side.stride);
+        let matrices = [side(shape.b), side(shape.a), c];
+        for (layout, (element, rows, columns, stride)) in prepared.layouts.iter_mut().zip(matrices) {
+            // SAFETY: writes one handle.
+            let status =
+                unsafe { (library.create_layout)(layout, element, rows as u64, columns as u64, stride as i64) };
+            library.check("describing a matrix", status)?;
+        }
+        Ok(prepared)
+    }
+}
+
+/// What an algorithm has to keep to.
 struct Preference<'a> {
     preference: sys::cublasLtMatmulPreference_t,
     library: &'a Library,
 }
 
-impl Preference<'_> {
+impl<'a> Preference<'a> {
+    fn new(library: &'a Library, shape: &Shape) -> Result<Preference<'a>, String> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as OfPreference;
+        let mut preference = ptr::null_mut();
+        // SAFETY: writes one handle.
+        library.check("choosing an algorithm", unsafe { (library.create_preference)(&raw mut preference) })?;
+        let preference = Preference { preference, library };
+        // Sums of splits in the workspace, in order; and no splits at all, which no mask forbids.
+        let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE as u64)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.b.alignment)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.a.alignment)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.c_alignment)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.c_alignment)?;
+        Ok(preference)
+    }
+
     fn set<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: T) -> Result<(), String> {
         let size = size_of::<T>();
         // SAFETY: the callers give numbers of the attributes' sizes.
@@ -505,5 +525,75 @@ impl Drop for CublasLt {
 impl fmt::Debug for CublasLt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cuBLASLt {} ({})", self.version(), self.place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shapes() -> Vec<Shape> {
+        let plain = Operand::rows(0x1000, 48);
+        let mut shapes = Vec::new();
+        for arithmetic in [Arithmetic::F32, Arithmetic::Tf32, Arithmetic::Bf16] {
+            for (a, b) in [(plain, plain), (plain.transposed(), plain), (plain, plain.transposed())] {
+                let product =
+                    Product { m: 40, n: 36, k: 44, a, b, c: 0x1008, c_row_stride: 37, accumulate: true, arithmetic };
+                shapes.push(Shape::new(&product));
+            }
+        }
+        shapes.push(Shape::new(&Product {
+            m: 40,
+            n: 36,
+            k: 44,
+            a: plain.bf16(),
+            b: plain.bf16(),
+            c: 0x1000,
+            c_row_stride: 36,
+            accumulate: false,
+            arithmetic: Arithmetic::Bf16,
+        }));
+        shapes
+    }
+
+    #[test]
+    fn row_major_operands_are_columns_of_their_transposes() {
+        let side = Side::new(&Operand::rows(0x1010, 50), 40, 44);
+        assert_eq!((side.rows, side.columns, side.stride, side.transposed, side.alignment), (44, 40, 50, false, 16));
+        // A view of [40, 44] on memory that has rows of 40.
+        let side = Side::new(&Operand::rows(0x1100, 41).transposed(), 40, 44);
+        assert_eq!((side.rows, side.columns, side.stride, side.transposed, side.alignment), (40, 44, 41, true, 256));
+        // One row: its stride means nothing.
+        assert_eq!(Side::new(&Operand::rows(4, 0), 1, 44).stride, 44);
+        assert_eq!(Side::new(&Operand::rows(4, 0), 1, 44).alignment, 4);
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_is_an_answer_that_names_the_place() {
+        let reason = Library::load("/nowhere/libcublasLt.so.99").err().unwrap();
+        assert!(reason.contains("/nowhere/libcublasLt.so.99"), "{reason}");
+        // A library, but another one.
+        let reason = Library::load("libc.so.6").err().unwrap();
+        assert!(reason.contains("cublasLtGetVersion"), "{reason}");
+        assert!(not_found(&["a: b".into()]).contains("a: b") && not_found(&[]).contains(VARIABLE));
+        assert_eq!(version_text(120_103), "12.1.3");
+    }
+
+    /// Needs the library, but no GPU: it refuses attributes of wrong sizes.
+    #[test]
+    fn the_library_takes_every_description() {
+        let Some(library) = places().iter().find_map(|place| Library::load(place).ok()) else {
+            println!("skipped: cuBLASLt was not found");
+            return;
+        };
+        assert!(library.version() >= 110_000);
+        for shape in shapes() {
+            Prepared::describe(&library, &shape).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+            Preference::new(&library, &shape).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+        }
+        let wrong = Preference::new(&library, &shapes()[0]).and_then(|it| {
+            it.set(sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, 1_u32)
+        });
+        assert!(wrong.is_err(), "a size that the library does not check proves nothing");
     }
 }

@@ -88,6 +88,12 @@ impl Lines {
         [Argument::Pointer(self.pointer), Argument::long(self.stride), Argument::Int(self.width | contiguous | storage)]
     }
 
+    /// As a matrix [other, k].
+    fn operand(&self) -> Operand {
+        let operand = Operand { storage: self.storage, ..Operand::rows(self.pointer, self.stride) };
+        if self.along_k { operand } else { operand.transposed() }
+    }
+
     /// Rounds f32 to bf16 at `to`.
     fn packed(self, context: &Arc<Context>, to: Pointer) -> Lines {
         if self.storage == Storage::Bf16 || self.count == 0 || self.length == 0 {
@@ -305,9 +311,23 @@ pub fn workspace(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> usize 
 }
 
 /// c = a b, or c += a b: a `[m, k]`, b `[k, n]`, c `[m, n]` of f32 with rows `c_row_stride >= n` apart, which overlaps neither.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: Operand,
+    pub b: Operand,
+    pub c: Pointer,
+    pub c_row_stride: usize,
+    pub accumulate: bool,
+    pub arithmetic: Arithmetic,
+}
+
+/// c = a b, or c += a b: see [`Product`]. By NVIDIA's library where there is one, else by the engine's kernels.
 ///
-/// The bits depend on shape and arithmetic alone, neither on strides nor on the device.
-#[allow(clippy::too_many_arguments)] // The shape of a product and its operands: a struct would only rename them.
+/// The bits depend on shape and arithmetic alone, neither on strides nor on the device; the library's on its version and the device too.
+#[allow(clippy::too_many_arguments)] // The shape of a product and its operands.
 pub fn matmul(
     context: &Arc<Context>,
     m: usize,
@@ -321,72 +341,60 @@ pub fn matmul(
     arithmetic: Arithmetic,
     workspace: Pointer,
 ) {
-    matmul_with(context, m, n, k, a, b, c, c_row_stride, accumulate, arithmetic, Epilogue::NONE, workspace);
+    let product = Product { m, n, k, a, b, c, c_row_stride, accumulate, arithmetic };
+    compute(context, product, Epilogue::NONE, Plan::new(m, n, k, arithmetic), true, workspace);
 }
 
-/// c = activation(a b + bias), or activation(c + a b + bias): as [`matmul`], with what follows it in the same pass.
-#[allow(clippy::too_many_arguments)] // As above.
-pub fn matmul_with(
+/// c = activation(a b + bias), or activation(c + a b + bias), in one pass, which is always the engine's own.
+pub fn matmul_with(context: &Arc<Context>, product: Product, epilogue: Epilogue, workspace: Pointer) {
+    let Product { m, n, k, arithmetic, .. } = product;
+    compute(context, product, epilogue, Plan::new(m, n, k, arithmetic), false, workspace);
+}
+
+fn compute(
     context: &Arc<Context>,
-    m: usize,
-    n: usize,
-    k: usize,
-    a: Operand,
-    b: Operand,
-    c: Pointer,
-    c_row_stride: usize,
-    accumulate: bool,
-    arithmetic: Arithmetic,
+    mut product: Product,
     epilogue: Epilogue,
-    workspace: Pointer,
-) {
-    let output = Output { c, c_row_stride, accumulate, epilogue };
-    launch(context, (m, n, k), a, b, output, arithmetic, Plan::new(m, n, k, arithmetic), workspace);
-}
-
-#[derive(Clone, Copy)]
-struct Output {
-    c: Pointer,
-    c_row_stride: usize,
-    accumulate: bool,
-    epilogue: Epilogue,
-}
-
-#[allow(clippy::too_many_arguments)] // As above.
-fn launch(
-    context: &Arc<Context>,
-    (m, n, k): (usize, usize, usize),
-    a: Operand,
-    b: Operand,
-    output: Output,
-    arithmetic: Arithmetic,
     plan: Plan,
+    library: bool,
     workspace: Pointer,
 ) {
+    let Product { m, n, k, a, b, arithmetic, .. } = product;
     if m == 0 || n == 0 {
         return;
     }
-    let wants_bf16 = |operand: &Operand| operand.storage == Storage::Bf16;
-    debug_assert!(arithmetic == Arithmetic::Bf16 || !(wants_bf16(&a) || wants_bf16(&b)), "bf16 operands, exact product");
+    let stored_as_bf16 = [a, b].iter().any(|operand| operand.storage == Storage::Bf16);
+    debug_assert!(arithmetic == Arithmetic::Bf16 || !stored_as_bf16, "an exact product of bf16");
     debug_assert!((plan.splits == 1 && !plan.packed) || workspace != 0, "a product without its workspace");
-    let Output { c, c_row_stride, accumulate, epilogue } = output;
-    let activation = match epilogue.activation {
-        Activation::Identity => 0,
-        Activation::Tanh => 1,
-        Activation::Sigmoid => 2,
-        Activation::Relu => 3,
-    };
-    let mut a = Lines::new(&a, a.column_stride, a.row_stride, k, m);
-    let mut b = Lines::new(&b, b.row_stride, b.column_stride, k, n);
-    let [sums_bytes, a_bytes, _] = plan.workspace(m, n, k);
+    let mut left = Lines::new(&a, a.column_stride, a.row_stride, k, m);
+    let mut right = Lines::new(&b, b.row_stride, b.column_stride, k, n);
     if plan.packed {
-        let a_packed = workspace + sums_bytes as u64;
-        a = a.packed(context, a_packed);
-        b = b.packed(context, a_packed + a_bytes as u64);
+        let [sums, left_bytes, _] = plan.workspace(m, n, k);
+        let left_packed = workspace + sums as u64;
+        left = left.packed(context, left_packed);
+        right = right.packed(context, left_packed + left_bytes as u64);
+        product.a = left.operand();
+        product.b = right.operand().transposed();
     }
-    let wide = c.is_multiple_of(16) && c_row_stride.is_multiple_of(4) && n.is_multiple_of(4);
+    // SAFETY: the caller answers for the pointers, the plan for the workspace.
+    if !(library && unsafe { context.library_product(&product) }) {
+        launch(context, &product, left, right, epilogue, plan, workspace);
+    }
+}
+
+fn launch(
+    context: &Arc<Context>,
+    product: &Product,
+    left: Lines,
+    right: Lines,
+    epilogue: Epilogue,
+    plan: Plan,
+    workspace: Pointer,
+) {
+    let Product { m, n, k, c, c_row_stride, accumulate, .. } = *product;
     let Plan { tile, splits, split_length, .. } = plan;
     let partial_sums = if splits == 1 { 0 } else { workspace };
+    let wide = c.is_multiple_of(16) && c_row_stride.is_multiple_of(4) && n.is_multiple_of(4);
     let (rows, columns) = (m.div_ceil(tile.height) as u32, n.div_ceil(tile.width) as u32);
     let blocks = if splits == 1 {
         // Bands of tile rows: see the kernel.
@@ -395,46 +403,28 @@ fn launch(
     } else {
         [rows, columns, splits as u32]
     };
-    let ([a, a_stride, a_form], [b, b_stride, b_form]) = (a.arguments(), b.arguments());
-    let arguments = [
-        a,
-        a_stride,
-        a_form,
-        b,
-        b_stride,
-        b_form,
-        Argument::Pointer(c),
-        Argument::long(c_row_stride),
-        Argument::flag(wide),
-        Argument::int(m),
-        Argument::int(n),
-        Argument::int(k),
-        Argument::int(split_length),
-        Argument::Pointer(partial_sums),
-        Argument::Pointer(epilogue.bias),
-        Argument::Int(activation),
-        Argument::flag(accumulate),
-    ];
-    let product = Launch { blocks, ..Launch::blocks(1, tile.threads) }.shared(tile.shared());
+    let activation = Argument::Int(match epilogue.activation {
+        Activation::Identity => 0,
+        Activation::Tanh => 1,
+        Activation::Sigmoid => 2,
+        Activation::Relu => 3,
+    });
+    let output = [Argument::Pointer(c), Argument::long(c_row_stride)];
+    let sizes = [Argument::int(m), Argument::int(n)];
+    let ends = [Argument::Pointer(epilogue.bias), activation, Argument::flag(accumulate)];
+    let parts = [Argument::int(k), Argument::int(split_length), Argument::Pointer(partial_sums)];
+    let wide = [Argument::flag(wide)];
+    let arguments = [&left.arguments()[..], &right.arguments(), &output, &wide, &sizes, &parts, &ends].concat();
+    let shape = Launch { blocks, ..Launch::blocks(1, tile.threads) }.shared(tile.shared());
     // SAFETY: the kernel's arguments; the caller answers for the pointers.
-    unsafe { context.launch("matmul", tile.kernel, &product, &arguments) };
-    if splits == 1 {
-        return;
+    unsafe { context.launch("matmul", tile.kernel, &shape, &arguments) };
+    if splits > 1 {
+        let sums = [Argument::Pointer(partial_sums), Argument::int(splits)];
+        let arguments = [&sums[..], &output, &sizes, &ends].concat();
+        let shape = Launch::over(m * n, 256, 8 * MULTIPROCESSORS as u32);
+        // SAFETY: as above.
+        unsafe { context.launch("matmul", "matmul_sum", &shape, &arguments) };
     }
-    let arguments = [
-        Argument::Pointer(partial_sums),
-        Argument::int(splits),
-        Argument::Pointer(c),
-        Argument::long(c_row_stride),
-        Argument::int(m),
-        Argument::int(n),
-        Argument::Pointer(epilogue.bias),
-        Argument::Int(activation),
-        Argument::flag(accumulate),
-    ];
-    let sum = Launch::over(m * n, 256, 8 * MULTIPROCESSORS as u32);
-    // SAFETY: as above.
-    unsafe { context.launch("matmul", "matmul_sum", &sum, &arguments) };
 }
 
 #[cfg(all(test, feature = "emulator"))]
@@ -520,15 +510,20 @@ mod tests {
             let output = uploaded(&context, c);
             let plan = self.plan();
             let workspace = context.allocate(plan.workspace(m, n, k).iter().sum());
-            let epilogue =
-                Epilogue { bias: if self.bias { bias.pointer() } else { 0 }, activation: self.activation };
-            let to = Output {
+            let bias = if self.bias { bias.pointer() } else { 0 };
+            let product = Product {
+                m,
+                n,
+                k,
+                a,
+                b,
                 c: output.pointer(),
                 c_row_stride: n + self.c_gap,
                 accumulate: self.accumulate,
-                epilogue,
+                arithmetic: self.arithmetic,
             };
-            launch(&context, self.shape, a, b, to, self.arithmetic, plan, workspace.pointer());
+            let epilogue = Epilogue { bias, activation: self.activation };
+            compute(&context, product, epilogue, plan, false, workspace.pointer());
             let result = context.download(&output, c.len());
             context.check().unwrap();
             result
@@ -539,8 +534,7 @@ mod tests {
             let (_, n, k) = self.shape;
             let (a, b, before, bias) = self.values();
             let result = self.run();
-            let rounded =
-                |x: &[f32]| x.iter().map(|&x| f64::from(rounded(x, self.arithmetic))).collect::<Vec<f64>>();
+            let rounded = |x: &[f32]| x.iter().map(|&x| f64::from(rounded(x, self.arithmetic))).collect::<Vec<f64>>();
             let (a, b) = (rounded(&a), rounded(&b));
             let stride = n + self.c_gap;
             for (place, (&result, &before)) in result.iter().zip(&before).enumerate() {
@@ -587,7 +581,13 @@ mod tests {
     }
 
     /// Puts a matrix [rows, columns] on the device, NaN in the gaps.
-    fn operand(context: &Arc<Context>, values: &[f32], rows: usize, columns: usize, layout: Layout) -> (Operand, Buffer) {
+    fn operand(
+        context: &Arc<Context>,
+        values: &[f32],
+        rows: usize,
+        columns: usize,
+        layout: Layout,
+    ) -> (Operand, Buffer) {
         let Layout { transposed, gap, offset, bf16 } = layout;
         let (outer, inner) = if transposed { (columns, rows) } else { (rows, columns) };
         let stride = inner + gap;
@@ -701,7 +701,10 @@ mod tests {
                 for splits in [1, 3] {
                     let results = ORDERS.map(|order| {
                         let plan = Some((tile, splits));
-                        bits(&Case { plan, order, accumulate: true, bias: true, ..Case::new((67, 70, 70), arithmetic) }.run())
+                        bits(
+                            &Case { plan, order, accumulate: true, bias: true, ..Case::new((67, 70, 70), arithmetic) }
+                                .run(),
+                        )
                     });
                     assert_eq!(results[0], results[1], "{arithmetic:?} {tile} {splits}");
                     assert_eq!(results[0], results[2], "{arithmetic:?} {tile} {splits}");
@@ -821,7 +824,10 @@ mod tests {
                     for k in [0, 1, 31, 320, 1150, 12_000, 1 << 20] {
                         let plan = Plan::new(m, n, k, arithmetic);
                         let Plan { splits, split_length, .. } = plan;
-                        assert!(splits * split_length >= k && (splits == 1 || (splits - 1) * split_length < k), "{plan:?} {k}");
+                        assert!(
+                            splits * split_length >= k && (splits == 1 || (splits - 1) * split_length < k),
+                            "{plan:?} {k}"
+                        );
                         assert!(split_length % SPLIT_UNIT == 0 && splits >= 1);
                         assert_eq!(workspace(m, n, k, arithmetic) > 0, splits > 1 || plan.packed);
                     }

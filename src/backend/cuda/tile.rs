@@ -65,7 +65,13 @@ fn bf16_pair(low: f32, high: f32) -> u32 {
 }
 
 /// d = c + a b, dealt out and collected by those tables, against f64.
-fn check_product(k: usize, kernel: &'static str, a_word: impl Fn(&[f32], usize, usize) -> u32, b_word: impl Fn(&[f32], usize, usize) -> u32, exact: impl Fn(f32) -> f32) {
+fn check_product(
+    k: usize,
+    kernel: &'static str,
+    a_word: impl Fn(&[f32], usize, usize) -> u32,
+    b_word: impl Fn(&[f32], usize, usize) -> u32,
+    exact: impl Fn(f32) -> f32,
+) {
     let Some(context) = context() else { return };
     let (a, b, c) = (random(16 * k, 1), random(k * 8, 2), random(16 * 8, 3));
     let lanes = |registers: usize, word: &dyn Fn(usize, usize) -> u32| -> Vec<u32> {
@@ -73,10 +79,13 @@ fn check_product(k: usize, kernel: &'static str, a_word: impl Fn(&[f32], usize, 
     };
     let a_words = uploaded(&context, &lanes(4, &|lane, i| a_word(&a, lane, i)));
     let b_words = uploaded(&context, &lanes(2, &|lane, i| b_word(&b, lane, i)));
-    let c_words = uploaded(&context, &lanes(4, &|lane, i| {
-        let (row, column) = place_c(lane, i);
-        c[row * 8 + column].to_bits()
-    }));
+    let c_words = uploaded(
+        &context,
+        &lanes(4, &|lane, i| {
+            let (row, column) = place_c(lane, i);
+            c[row * 8 + column].to_bits()
+        }),
+    );
     let d_words = context.allocate(32 * 4 * 4);
     run(&context, kernel, &[&a_words, &b_words, &c_words, &d_words], &[]);
     let d: Vec<f32> = context.download(&d_words, 32 * 4);
@@ -155,7 +164,8 @@ fn matrices_are_loaded_as_documented_plain_and_transposed() {
     let Some(context) = context() else { return };
     // Element (row, column) of 16 bits is its own number.
     let element = |row: usize, column: usize| (row * 8 + column) as u32;
-    let words: Vec<u32> = (0..32 * 4).map(|i| element(i / 4, i % 4 * 2) | element(i / 4, i % 4 * 2 + 1) << 16).collect();
+    let words: Vec<u32> =
+        (0..32 * 4).map(|i| element(i / 4, i % 4 * 2) | element(i / 4, i % 4 * 2 + 1) << 16).collect();
     let (words, registers) = (uploaded(&context, &words), context.allocate(32 * 12 * 4));
     run(&context, "tile_ldmatrix", &[&words, &registers], &[]);
     let registers: Vec<u32> = context.download(&registers, 32 * 12);
@@ -179,7 +189,8 @@ fn conversions_round_to_nearest_and_keep_what_is_not_finite() {
     let Some(context) = context() else { return };
     let mut values = random(200, 9);
     // Ties, a carry into the exponent, the largest, the smallest, and what is not finite.
-    let ties = [0x3f80_1000, 0x3f80_3000, 0x3f80_0fff, 0xbf80_1000, 0x3f80_8000, 0x3f81_8000, 0x3fff_ffff, 0x7f7f_ffff, 1, 0];
+    let ties =
+        [0x3f80_1000, 0x3f80_3000, 0x3f80_0fff, 0xbf80_1000, 0x3f80_8000, 0x3f81_8000, 0x3fff_ffff, 0x7f7f_ffff, 1, 0];
     values.extend(ties.map(f32::from_bits));
     values.extend([f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
     let input = uploaded(&context, &values);
