@@ -11,9 +11,10 @@
 //   5600 x 33278 x 400   (logits)              149 GFLOP    810 MB: 168 us of memory; f32 2.2 ms, tf32 300 us, bf16 150 us
 //   1280 x 640 x 12000   (weight gradient)      20 GFLOP     97 MB: 20 us of memory;  f32 290 us, tf32 40 us, bf16 20 us
 //
-// Between memory and tensor cores lies the L2 cache, and with f32 operands it bounds bf16: a block's tile [M, N] reads 4 (M + N) bytes for
-// M N products, so 990 TFLOP/s would take 31 TB/s with 128 x 128 and 23 TB/s with 256 x 128, where the cache gives 6 or so. Hence the 256 x 128
-// tile, hence no wgmma: its rate could not be fed. bf16 operands halve those bytes.
+// Between memory and tensor cores lies the L2 cache: a block's tile [M, N] reads 4 (M + N) bytes of f32 for M N products, which at 990 TFLOP/s
+// would be 31 TB/s with 128 x 128 and 23 TB/s with 256 x 128, where the cache gives 7 or so. Hence the 256 x 128 tile. And hence matmul_pack: for a
+// large product of bf16 the operands are first rounded to bf16 in the workspace, 6 bytes of memory per element, which halves the bytes of
+// all tiles.
 //
 // Design. Operands are staged in shared memory in ONE form whatever their type and layout: rows of 64 bytes along k (16 f32 or tf32, 32
 // bf16), so that one inner loop serves every case, and a tensor-core step is 32 bytes of each row for either type. The way there leads through
@@ -27,6 +28,8 @@
 //
 // A c with few tiles and a long k (weight gradients) is split along k: every split writes its sums to the workspace, matmul_sum adds them in
 // order. Every sum runs over k ascending, whatever the tile, so the bits depend on the shape and the splits alone.
+//
+// tensor cores: matmul_tf32_*, matmul_bf16_*
 //
 // Not yet measured on a GPU.
 #include "tile.cuh"
@@ -50,6 +53,23 @@ DEVICE constexpr int permutation(int row) {
 }
 DEVICE constexpr int place(int row, int chunk) { return (row / 2) * (2 * ROW_BYTES) + (chunk * 16 ^ permutation(row)); }
 DEVICE constexpr int place_below(int place, int s) { return (place ^ permutation(s)) + (s / 2) * (2 * ROW_BYTES); }
+
+// Eight chunks that are accessed together lie in different banks if they differ in place / 16 % 8.
+constexpr bool free_of_conflicts() {
+    for (int row = 0; row < 32; ++row) {
+        for (int chunk = 0; chunk < 4; ++chunk) {
+            int neighbours = 0, pair = 0, fourths = 0;
+            for (int i = 0; i < 8; ++i) {
+                neighbours |= 1 << place(row / 8 * 8 + i, chunk) / 16 % 8;
+                pair |= 1 << place(row / 2 * 2 + i / 4, i % 4) / 16 % 8;
+                fourths |= 1 << place(row % 4 + 4 * i, chunk) / 16 % 8;
+            }
+            if (neighbours != 255 || pair != 255 || fourths != 255) return false;
+        }
+    }
+    return true;
+}
+static_assert(free_of_conflicts(), "see the head: neighbouring rows, pairs of rows, every fourth row");
 
 struct Operand {
     const unsigned char *data;
@@ -465,3 +485,36 @@ matmul_sum(const float *partial_sums, int splits, float *c, long long c_stride, 
 }
 
 EXPORT(matmul_sum);
+
+// A matrix of `lines` contiguous lines of f32, each of `length` elements and `stride` apart, as bf16 with lines `to_stride` apart, a multiple of
+// eight: what is behind a line's end becomes 0, so that it can be read in whole vectors. width: as in an operand's form. One thread makes eight
+// elements, any number of blocks; lines to_stride < 2^34.
+KERNEL(256, 4) matmul_pack(const float *from, long long stride, int width, int lines, int length, unsigned short *to, int to_stride) {
+    const int chunks = to_stride / 8, count = lines * chunks;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+        const int line = i / chunks, first = i % chunks * 8;
+        const float *elements = from + line * stride + first;
+        float x[8];
+        if (width == 4) {
+#pragma unroll
+            for (int j = 0; j < 8; j += 4) {
+                const bool exists = first + j < length;
+                const float4 four = exists ? *reinterpret_cast<const float4 *>(elements + j) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                x[j] = four.x, x[j + 1] = four.y, x[j + 2] = four.z, x[j + 3] = four.w;
+            }
+        } else if (width == 2) {
+#pragma unroll
+            for (int j = 0; j < 8; j += 2) {
+                const float2 two = first + j < length ? *reinterpret_cast<const float2 *>(elements + j) : make_float2(0.0f, 0.0f);
+                x[j] = two.x, x[j + 1] = two.y;
+            }
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) x[j] = first + j < length ? elements[j] : 0.0f;
+        }
+        *reinterpret_cast<uint4 *>(to + (long long)line * to_stride + first) =
+            make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+    }
+}
+
+EXPORT(matmul_pack);

@@ -1,5 +1,7 @@
 // What tile.cuh promises, as kernels of one warp, for tests on the emulator and on a GPU: the host deals the registers out by PTX's tables
 // and looks where the results come back. Nothing here is on a training step's way.
+//
+// tensor cores: tile_mma_*
 #include "tile.cuh"
 
 // d = c + a b with the registers of lane l at [l * N]: a [32, 4], b [32, 2], c and d [32, 4].

@@ -37,6 +37,7 @@ impl<'a> Factor<'a> {
             pointer: self.tensor.pointer(),
             row_stride: self.row_stride,
             column_stride: self.column_stride,
+            storage: cuda::matmul::Storage::F32,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use super::arena::Arena;
 use super::driver::{Argument, Driver, Function, Launch, Pointer, Properties};
+use super::matmul::Product;
 use crate::error::{Error, Result, Subject};
 use std::collections::HashMap;
 use std::fmt;
@@ -184,6 +185,20 @@ impl Context {
         self.launches.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's.
         self.sticky(unsafe { self.driver.launch(function, launch, arguments) });
+    }
+
+    /// Has the vendor's library compute a product, if it does. After an error nothing is left to be computed.
+    ///
+    /// # Safety
+    /// The product's pointers hold what it reads and writes.
+    pub unsafe fn library_product(&self, product: &Product) -> bool {
+        if self.failed() {
+            return true;
+        }
+        // SAFETY: the caller's.
+        let done = self.sticky(unsafe { self.driver.library_product(product) }).unwrap_or(true);
+        self.launches.fetch_add(u64::from(done), Ordering::Relaxed);
+        done
     }
 
     /// The most blocks of this launch that run at the same time; 0 after an error.

@@ -2,6 +2,7 @@
 //!
 //! Everything runs in order on one stream. Errors of a GPU are sticky and may belong to earlier work: see [`super::context::Context`].
 
+use super::matmul::Product;
 use crate::error::Result;
 use std::fmt::Debug;
 
@@ -153,6 +154,15 @@ pub trait Driver: Debug + Send + Sync {
     /// # Safety
     /// The arguments are those that the kernel declares, its pointers hold what it reads and writes.
     unsafe fn launch(&self, function: Function, launch: &Launch, arguments: &[Argument]) -> Result<()>;
+
+    /// A matrix product by the vendor's library. Says no, and does nothing, if there is none or it does not take this one; a shape's first
+    /// product is not one that is captured.
+    ///
+    /// # Safety
+    /// The pointers hold what the product reads and writes.
+    unsafe fn library_product(&self, _: &Product) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Waits until all work is done.
     fn synchronize(&self) -> Result<()>;

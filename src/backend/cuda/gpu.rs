@@ -2,8 +2,10 @@
 //!
 //! cudarc panics where the driver's library or one of its symbols is missing, so [`driver_version`] asks first, once.
 
+use super::cublaslt::CublasLt;
 use super::driver::{Argument, Driver, Function, Graph, Launch, Pointer, Properties};
 use super::embedded;
+use super::matmul::Product;
 use crate::error::{Error, Result, Subject};
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -66,6 +68,8 @@ pub struct Gpu {
     properties: Properties,
     /// By file: loaded when its first kernel is wanted.
     modules: Mutex<HashMap<&'static str, Module>>,
+    /// NVIDIA's library of products, looked for when the first product is wanted.
+    library: OnceLock<Option<CublasLt>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +104,7 @@ impl Gpu {
             check(sys::cuStreamCreate(&raw mut stream, flags))?;
         }
         let properties = properties(&name, device)?;
-        Ok(Gpu { name, device, context, stream, properties, modules: Mutex::default() })
+        Ok(Gpu { name, device, context, stream, properties, modules: Mutex::default(), library: OnceLock::new() })
     }
 
     fn check(&self, doing: &str, status: sys::CUresult) -> Result<()> {
@@ -115,6 +119,12 @@ impl Gpu {
     /// The stream, for libraries that launch on it.
     pub fn stream(&self) -> sys::CUstream {
         self.stream
+    }
+
+    /// NVIDIA's library of products, if there is one that works here.
+    pub fn library(&self) -> Option<&CublasLt> {
+        let open = || CublasLt::open(self.stream.cast(), |bytes| self.allocate(bytes)).ok();
+        self.library.get_or_init(|| self.make_current().ok().and_then(|()| open())).as_ref()
     }
 
     fn module(&self, file: &'static str) -> Result<Module> {
@@ -265,6 +275,14 @@ impl Driver for Gpu {
         self.check("launching a kernel", status)
     }
 
+    unsafe fn library_product(&self, product: &Product) -> Result<bool> {
+        let Some(library) = self.library() else { return Ok(false) };
+        self.make_current()?;
+        // SAFETY: the caller's; the context is current.
+        let done = unsafe { library.product(product) };
+        done.map_err(|problem| Error::new(Subject::Device(self.name.clone()), problem))
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.make_current()?;
         // SAFETY: the stream lives as long as `self`.
@@ -311,6 +329,11 @@ impl Drop for Gpu {
         // SAFETY: nothing of this GPU is used any more. Errors belong to earlier work.
         unsafe {
             let _ = sys::cuCtxSetCurrent(self.context);
+            if let Some(library) = self.library.take().flatten() {
+                let workspace = library.workspace();
+                drop(library);
+                let _ = sys::cuMemFree_v2(workspace);
+            }
             for module in modules.into_values() {
                 let _ = sys::cuModuleUnload(module.0);
             }

@@ -24,3 +24,5 @@ pub mod sequences;
 pub mod softmax;
 #[cfg(all(test, feature = "emulator"))]
 pub(crate) mod testing;
+#[cfg(all(test, feature = "emulator"))]
+mod tile;

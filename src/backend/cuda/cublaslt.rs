@@ -1,0 +1,599 @@
+//! NVIDIA's library of matrix products, cuBLASLt, where one is found; types and constants are cudarc's, the loading is our own.
+//!
+//! cudarc's loader knows the file names of CUDA 12 and older only, looks nowhere but where the dynamic linker does, and panics where a library
+//! or a symbol is missing. Here the newest that works is taken, and what was tried is told.
+//!
+//! The library computes in column-major order: c = a b of rows is c^T = b^T a^T of columns, without moving anything. An algorithm is what its
+//! heuristic names first, never timed, so a product's bits depend on the library's version and the GPU alone: one workspace, one stream, and
+//! splits of k are summed out of place, in order. Not yet run on a GPU.
+//!
+//! Source: cuBLAS Library User Guide, "Using the cuBLASLt API".
+
+use super::driver::Pointer;
+use super::matmul::{Arithmetic, Operand, Product, Storage};
+use crate::error::Result as DeviceResult;
+use cudarc::cublaslt::sys;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+/// Names a library file to take instead of all others, or says `none`.
+const VARIABLE: &str = "HEADFIRST_CUBLASLT";
+/// Newest first: one that is too new for the driver makes no handle, and the next is tried.
+const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
+/// What NVIDIA recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
+/// The best alignment that the heuristic knows of.
+const ALIGNMENT: u64 = 256;
+
+/// A status as a number: an enumeration of Rust's must not hold one that a newer library adds.
+type Status = u32;
+const SUCCESS: Status = sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS as Status;
+const NOT_SUPPORTED: Status = sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED as Status;
+
+/// `cublasLtMatmulHeuristicResult_t`, with its state as a number.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Heuristic {
+    algorithm: sys::cublasLtMatmulAlgo_t,
+    workspace: usize,
+    state: Status,
+    waves: f32,
+    reserved: [c_int; 4],
+}
+
+const _: () = assert!(size_of::<Heuristic>() == size_of::<sys::cublasLtMatmulHeuristicResult_t>());
+
+type SetAttribute<Object> = unsafe extern "C" fn(Object, u32, *const c_void, usize) -> Status;
+
+/// The functions called here, as cublasLt.h declares them; enumerations are numbers of 32 bits.
+#[derive(Clone, Copy)]
+struct Library {
+    version: unsafe extern "C" fn() -> usize,
+    status_name: unsafe extern "C" fn(Status) -> *const c_char,
+    create: unsafe extern "C" fn(*mut sys::cublasLtHandle_t) -> Status,
+    destroy: unsafe extern "C" fn(sys::cublasLtHandle_t) -> Status,
+    create_product: unsafe extern "C" fn(*mut sys::cublasLtMatmulDesc_t, u32, u32) -> Status,
+    set_product: SetAttribute<sys::cublasLtMatmulDesc_t>,
+    destroy_product: unsafe extern "C" fn(sys::cublasLtMatmulDesc_t) -> Status,
+    create_layout: unsafe extern "C" fn(*mut sys::cublasLtMatrixLayout_t, u32, u64, u64, i64) -> Status,
+    destroy_layout: unsafe extern "C" fn(sys::cublasLtMatrixLayout_t) -> Status,
+    create_preference: unsafe extern "C" fn(*mut sys::cublasLtMatmulPreference_t) -> Status,
+    set_preference: SetAttribute<sys::cublasLtMatmulPreference_t>,
+    destroy_preference: unsafe extern "C" fn(sys::cublasLtMatmulPreference_t) -> Status,
+    #[allow(clippy::type_complexity)] // As declared.
+    heuristic: unsafe extern "C" fn(
+        sys::cublasLtHandle_t,
+        sys::cublasLtMatmulDesc_t,
+        sys::cublasLtMatrixLayout_t,
+        sys::cublasLtMatrixLayout_t,
+        sys::cublasLtMatrixLayout_t,
+        sys::cublasLtMatrixLayout_t,
+        sys::cublasLtMatmulPreference_t,
+        c_int,
+        *mut Heuristic,
+        *mut c_int,
+    ) -> Status,
+    #[allow(clippy::type_complexity)] // As declared.
+    product: unsafe extern "C" fn(
+        sys::cublasLtHandle_t,
+        sys::cublasLtMatmulDesc_t,
+        *const c_void,
+        *const c_void,
+        sys::cublasLtMatrixLayout_t,
+        *const c_void,
+        sys::cublasLtMatrixLayout_t,
+        *const c_void,
+        *const c_void,
+        sys::cublasLtMatrixLayout_t,
+        *mut c_void,
+        sys::cublasLtMatrixLayout_t,
+        *const sys::cublasLtMatmulAlgo_t,
+        *mut c_void,
+        usize,
+        sys::cudaStream_t,
+    ) -> Status,
+}
+
+impl Library {
+    /// Loads the library for as long as the program runs.
+    fn load(path: &str) -> Result<Library, String> {
+        let name = CString::new(path).map_err(|_| "its name has a zero byte".to_string())?;
+        // SAFETY: a string that ends in 0; what the library does when it is loaded is NVIDIA's to answer for.
+        let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        if library.is_null() {
+            // SAFETY: a string that ends in 0, or null, until this thread's next call.
+            let reason = unsafe { libc::dlerror() };
+            return Err(if reason.is_null() { "does not load".into() } else { text(reason) });
+        }
+        /// A symbol as the function that it is.
+        unsafe fn function<F: Copy>(library: *mut c_void, name: &CStr) -> Result<F, String> {
+            assert!(size_of::<F>() == size_of::<*mut c_void>(), "a symbol is as long as a pointer");
+            // SAFETY: a library that is loaded, a string that ends in 0.
+            let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+            if symbol.is_null() {
+                return Err(format!("has no function {}", name.to_string_lossy()));
+            }
+            // SAFETY: of the same size; the caller names the type that the symbol is declared with.
+            Ok(unsafe { std::mem::transmute_copy(&symbol) })
+        }
+        // SAFETY: the types of the fields are those of cublasLt.h.
+        unsafe {
+            Ok(Library {
+                version: function(library, c"cublasLtGetVersion")?,
+                status_name: function(library, c"cublasLtGetStatusName")?,
+                create: function(library, c"cublasLtCreate")?,
+                destroy: function(library, c"cublasLtDestroy")?,
+                create_product: function(library, c"cublasLtMatmulDescCreate")?,
+                set_product: function(library, c"cublasLtMatmulDescSetAttribute")?,
+                destroy_product: function(library, c"cublasLtMatmulDescDestroy")?,
+                create_layout: function(library, c"cublasLtMatrixLayoutCreate")?,
+                destroy_layout: function(library, c"cublasLtMatrixLayoutDestroy")?,
+                create_preference: function(library, c"cublasLtMatmulPreferenceCreate")?,
+                set_preference: function(library, c"cublasLtMatmulPreferenceSetAttribute")?,
+                destroy_preference: function(library, c"cublasLtMatmulPreferenceDestroy")?,
+                heuristic: function(library, c"cublasLtMatmulAlgoGetHeuristic")?,
+                product: function(library, c"cublasLtMatmul")?,
+            })
+        }
+    }
+
+    fn version(&self) -> usize {
+        // SAFETY: needs nothing.
+        unsafe { (self.version)() }
+    }
+
+    fn check(&self, doing: &str, status: Status) -> Result<(), String> {
+        if status == SUCCESS {
+            return Ok(());
+        }
+        // SAFETY: gives a constant string for any number.
+        let name = unsafe { (self.status_name)(status) };
+        Err(format!("cuBLASLt failed while {doing}: {}", if name.is_null() { status.to_string() } else { text(name) }))
+    }
+}
+
+fn text(string: *const c_char) -> String {
+    // SAFETY: the callers have a string that ends in 0.
+    unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
+}
+
+/// Where a library may be, in the order in which it is looked for. A bare name is the dynamic linker's to find.
+fn places() -> Vec<String> {
+    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(file) = folder(VARIABLE) {
+        return if file.as_os_str() == "none" { vec![] } else { vec![file.to_string_lossy().into_owned()] };
+    }
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(folder).chain(["/usr/local/cuda".into()]);
+    let folders = homes.flat_map(|home| ["lib64", "lib"].map(|lib| home.join(lib))).filter(|folder| folder.is_dir());
+    let files = folders.flat_map(|folder| NAMES.map(|name| folder.join(name).to_string_lossy().into_owned()));
+    NAMES.into_iter().map(String::from).chain(files).collect()
+}
+
+/// A library that loads: the place and its version. Whether it works on the GPU shows when it is opened.
+///
+/// # Errors
+/// Where it was looked for, and why it was not found there.
+pub fn find() -> Result<(String, String), String> {
+    let mut tried = Vec::new();
+    for place in places() {
+        match Library::load(&place) {
+            Ok(library) => return Ok((place, version_text(library.version()))),
+            Err(reason) => tried.push(format!("{place}: {reason}")),
+        }
+    }
+    Err(not_found(&tried))
+}
+
+fn not_found(tried: &[String]) -> String {
+    match tried {
+        [] => format!("cuBLASLt was not looked for ({VARIABLE} says so)"),
+        tried => format!("cuBLASLt was not found ({})", tried.join("; ")),
+    }
+}
+
+/// `120103` is 12.1.3.
+fn version_text(version: usize) -> String {
+    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+}
+
+/// The library in use on one GPU, on one stream.
+pub struct CublasLt {
+    library: Library,
+    handle: sys::cublasLtHandle_t,
+    place: String,
+    workspace: Pointer,
+    stream: *mut c_void,
+    /// What a product needs, by its shape; none if the library has no algorithm for it.
+    prepared: Mutex<HashMap<Shape, Option<Prepared>>>,
+}
+
+// SAFETY: handles may be used from any thread that has made the GPU's context current; calls are serialised by the lock.
+unsafe impl Send for CublasLt {}
+// SAFETY: as above.
+unsafe impl Sync for CublasLt {}
+
+/// All that the choice of an algorithm depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    sizes: (usize, usize, usize),
+    a: Side,
+    b: Side,
+    c_row_stride: usize,
+    c_alignment: u32,
+    accumulate: bool,
+    compute: u32,
+}
+
+/// An operand in the library's eyes: a column-major matrix of `rows` and `columns`, `stride` from column to column, to be transposed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Side {
+    rows: usize,
+    columns: usize,
+    stride: usize,
+    transposed: bool,
+    element: u32,
+    alignment: u32,
+}
+
+impl Side {
+    /// Of a row-major operand [rows, columns]: its transpose in column-major order, which lies in memory as the operand does.
+    fn new(operand: &Operand, rows: usize, columns: usize) -> Side {
+        let element = match operand.storage {
+            Storage::F32 => sys::cudaDataType::CUDA_R_32F,
+            Storage::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        } as u32;
+        let transposed = operand.column_stride != 1;
+        let (inner, outer, stride) =
+            if transposed { (rows, columns, operand.column_stride) } else { (columns, rows, operand.row_stride) };
+        let alignment = alignment(operand.pointer);
+        // A single row may have any stride, which the library would find too short.
+        Side { rows: inner, columns: outer, stride: stride.max(inner), transposed, element, alignment }
+    }
+}
+
+fn alignment(pointer: Pointer) -> u32 {
+    (1 << pointer.trailing_zeros().min(ALIGNMENT.trailing_zeros())) as u32
+}
+
+impl Shape {
+    fn new(product: &Product) -> Shape {
+        let Product { m, n, k, a, b, c, c_row_stride, accumulate, arithmetic } = *product;
+        let compute = match arithmetic {
+            Arithmetic::F32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Arithmetic::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            // Of bf16 operands a product is exact, and so is the library's plain one of f32.
+            Arithmetic::Bf16 if a.storage == Storage::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Arithmetic::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_16BF,
+        } as u32;
+        Shape {
+            sizes: (m, n, k),
+            a: Side::new(&a, m, k),
+            b: Side::new(&b, k, n),
+            c_row_stride,
+            c_alignment: alignment(c),
+            accumulate,
+            compute,
+        }
+    }
+}
+
+/// The library's descriptions of a product, and its algorithm.
+struct Prepared {
+    product: sys::cublasLtMatmulDesc_t,
+    /// Of b, a, c: the library's first operand is our second.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+    library: Library,
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, released once; null where making it failed, which the library ignores or refuses.
+        unsafe {
+            for layout in self.layouts.into_iter().filter(|layout| !layout.is_null()) {
+                let _ = (self.library.destroy_layout)(layout);
+            }
+            if !self.product.is_null() {
+                let _ = (self.library.destroy_product)(self.product);
+            }
+        }
+    }
+}
+
+impl CublasLt {
+    /// Opens the newest library that works with this driver and GPU, whose context is current. `allocate` gives its workspace, which
+    /// stays the caller's. Before any capture: it may allocate on its own.
+    ///
+    /// # Errors
+    /// Where it was looked for and what was wrong there; none of it keeps the engine from computing products itself.
+    pub fn open(
+        stream: *mut c_void,
+        allocate: impl FnOnce(usize) -> DeviceResult<Pointer>,
+    ) -> Result<CublasLt, String> {
+        let mut tried = Vec::new();
+        for place in places() {
+            let opened = Library::load(&place).and_then(|library| {
+                let mut handle = ptr::null_mut();
+                // SAFETY: writes one handle.
+                library.check("starting", unsafe { (library.create)(&raw mut handle) })?;
+                Ok((library, handle))
+            });
+            match opened {
+                Ok((library, handle)) => {
+                    let mut opened =
+                        CublasLt { library, handle, place, workspace: 0, stream, prepared: Mutex::default() };
+                    opened.workspace = allocate(WORKSPACE).map_err(|error| error.problem)?;
+                    return Ok(opened);
+                }
+                Err(reason) => tried.push(format!("{place}: {reason}")),
+            }
+        }
+        Err(not_found(&tried))
+    }
+
+    /// For the run's record: with the GPU, all that a product's bits depend on.
+    pub fn version(&self) -> String {
+        version_text(self.library.version())
+    }
+
+    /// The workspace, for its owner to release after the last product.
+    pub fn workspace(&self) -> Pointer {
+        self.workspace
+    }
+
+    /// Puts a product on the stream. Says no, and does nothing, if the library has no algorithm for it.
+    ///
+    /// The first product of a shape asks the heuristic, so it should not be one that is captured.
+    ///
+    /// # Errors
+    /// What the library says.
+    ///
+    /// # Safety
+    /// The pointers hold what the product reads and writes, and the GPU's context is current.
+    pub unsafe fn product(&self, product: &Product) -> Result<bool, String> {
+        let Product { m, n, k, a, b, c, accumulate, .. } = *product;
+        // Nothing to compute with, or two types of operands, which the library does not mix.
+        if m == 0 || n == 0 || k == 0 || a.storage != b.storage {
+            return Ok(false);
+        }
+        let shape = Shape::new(product);
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = match prepared.get(&shape) {
+            Some(known) => known,
+            None => {
+                let new = self.prepare(&shape)?;
+                prepared.entry(shape).or_insert(new)
+            }
+        };
+        let Some(prepared) = prepared else { return Ok(false) };
+        let (alpha, beta) = (1.0_f32, if accumulate { 1.0_f32 } else { 0.0 });
+        let [b_layout, a_layout, c_layout] = prepared.layouts;
+        // SAFETY: the layouts describe the operands; the caller's pointers; the scalars are read before the call returns.
+        let status = unsafe {
+            (self.library.product)(
+                self.handle,
+                prepared.product,
+                (&raw const alpha).cast(),
+                b.pointer as *const c_void,
+                b_layout,
+                a.pointer as *const c_void,
+                a_layout,
+                (&raw const beta).cast(),
+                c as *const c_void,
+                c_layout,
+                c as *mut c_void,
+                c_layout,
+                &raw const prepared.algorithm,
+                self.workspace as *mut c_void,
+                WORKSPACE,
+                self.stream.cast(),
+            )
+        };
+        self.library.check("launching a product", status)?;
+        Ok(true)
+    }
+
+    /// Describes a product and chooses its algorithm; none if the library has none.
+    fn prepare(&self, shape: &Shape) -> Result<Option<Prepared>, String> {
+        let library = &self.library;
+        let mut prepared = Prepared::describe(library, shape)?;
+        let preference = Preference::new(library, shape)?;
+        let mut found = MaybeUninit::<Heuristic>::zeroed();
+        let mut count = 0;
+        let [b, a, c] = prepared.layouts;
+        // SAFETY: at most one result is asked for and written.
+        let status = unsafe {
+            (library.heuristic)(
+                self.handle,
+                prepared.product,
+                b,
+                a,
+                c,
+                c,
+                preference.preference,
+                1,
+                found.as_mut_ptr(),
+                &raw mut count,
+            )
+        };
+        if status == NOT_SUPPORTED {
+            return Ok(None);
+        }
+        library.check("choosing an algorithm", status)?;
+        // SAFETY: plain numbers, zero where nothing was written.
+        let found = unsafe { found.assume_init() };
+        if count == 0 || found.state != SUCCESS || found.workspace > WORKSPACE {
+            return Ok(None);
+        }
+        prepared.algorithm = found.algorithm;
+        Ok(Some(prepared))
+    }
+}
+
+impl Prepared {
+    /// All but the algorithm.
+    fn describe(library: &Library, shape: &Shape) -> Result<Prepared, String> {
+        use sys::cublasLtMatmulDescAttributes_t as OfProduct;
+        let float = sys::cudaDataType::CUDA_R_32F as u32;
+        // SAFETY: an algorithm is plain numbers; it is set below.
+        let algorithm = unsafe { MaybeUninit::zeroed().assume_init() };
+        let mut prepared =
+            Prepared { product: ptr::null_mut(), layouts: [ptr::null_mut(); 3], algorithm, library: *library };
+        // SAFETY: writes one handle.
+        let status = unsafe { (library.create_product)(&raw mut prepared.product, shape.compute, float) };
+        library.check("describing a product", status)?;
+        for (attribute, side) in
+            [(OfProduct::CUBLASLT_MATMUL_DESC_TRANSA, shape.b), (OfProduct::CUBLASLT_MATMUL_DESC_TRANSB, shape.a)]
+        {
+            // CUBLAS_OP_N and CUBLAS_OP_T.
+            let operation = i32::from(side.transposed);
+            // SAFETY: the attribute is a number of 32 bits.
+            let status = unsafe {
+                let value = (&raw const operation).cast();
+                (library.set_product)(prepared.product, attribute as u32, value, size_of_val(&operation))
+            };
+            library.check("describing a product", status)?;
+        }
+        let (m, n, _) = shape.sizes;
+        let c = (float, n, m, shape.c_row_stride);
+        let side = |side: Side| (side.element, side.rows, side.columns, side.stride);
+        let matrices = [side(shape.b), side(shape.a), c];
+        for (layout, (element, rows, columns, stride)) in prepared.layouts.iter_mut().zip(matrices) {
+            // SAFETY: writes one handle.
+            let status =
+                unsafe { (library.create_layout)(layout, element, rows as u64, columns as u64, stride as i64) };
+            library.check("describing a matrix", status)?;
+        }
+        Ok(prepared)
+    }
+}
+
+/// What an algorithm has to keep to.
+struct Preference<'a> {
+    preference: sys::cublasLtMatmulPreference_t,
+    library: &'a Library,
+}
+
+impl<'a> Preference<'a> {
+    fn new(library: &'a Library, shape: &Shape) -> Result<Preference<'a>, String> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as OfPreference;
+        let mut preference = ptr::null_mut();
+        // SAFETY: writes one handle.
+        library.check("choosing an algorithm", unsafe { (library.create_preference)(&raw mut preference) })?;
+        let preference = Preference { preference, library };
+        // Sums of splits in the workspace, in order; and no splits at all, which no mask forbids.
+        let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE as u64)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.b.alignment)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.a.alignment)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.c_alignment)?;
+        preference.set(OfPreference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.c_alignment)?;
+        Ok(preference)
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: T) -> Result<(), String> {
+        let size = size_of::<T>();
+        // SAFETY: the callers give numbers of the attributes' sizes.
+        let status = unsafe {
+            (self.library.set_preference)(self.preference, attribute as u32, (&raw const value).cast(), size)
+        };
+        self.library.check("choosing an algorithm", status)
+    }
+}
+
+impl Drop for Preference<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, released once.
+        let _ = unsafe { (self.library.destroy_preference)(self.preference) };
+    }
+}
+
+impl Drop for CublasLt {
+    fn drop(&mut self) {
+        self.prepared.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        // SAFETY: made by the library, released once. An error belongs to earlier work.
+        let _ = unsafe { (self.library.destroy)(self.handle) };
+    }
+}
+
+impl fmt::Debug for CublasLt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuBLASLt {} ({})", self.version(), self.place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shapes() -> Vec<Shape> {
+        let plain = Operand::rows(0x1000, 48);
+        let mut shapes = Vec::new();
+        for arithmetic in [Arithmetic::F32, Arithmetic::Tf32, Arithmetic::Bf16] {
+            for (a, b) in [(plain, plain), (plain.transposed(), plain), (plain, plain.transposed())] {
+                let product =
+                    Product { m: 40, n: 36, k: 44, a, b, c: 0x1008, c_row_stride: 37, accumulate: true, arithmetic };
+                shapes.push(Shape::new(&product));
+            }
+        }
+        shapes.push(Shape::new(&Product {
+            m: 40,
+            n: 36,
+            k: 44,
+            a: plain.bf16(),
+            b: plain.bf16(),
+            c: 0x1000,
+            c_row_stride: 36,
+            accumulate: false,
+            arithmetic: Arithmetic::Bf16,
+        }));
+        shapes
+    }
+
+    #[test]
+    fn row_major_operands_are_columns_of_their_transposes() {
+        let side = Side::new(&Operand::rows(0x1010, 50), 40, 44);
+        assert_eq!((side.rows, side.columns, side.stride, side.transposed, side.alignment), (44, 40, 50, false, 16));
+        // A view of [40, 44] on memory that has rows of 40.
+        let side = Side::new(&Operand::rows(0x1100, 41).transposed(), 40, 44);
+        assert_eq!((side.rows, side.columns, side.stride, side.transposed, side.alignment), (40, 44, 41, true, 256));
+        // One row: its stride means nothing.
+        assert_eq!(Side::new(&Operand::rows(4, 0), 1, 44).stride, 44);
+        assert_eq!(Side::new(&Operand::rows(4, 0), 1, 44).alignment, 4);
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_is_an_answer_that_names_the_place() {
+        let reason = Library::load("/nowhere/libcublasLt.so.99").err().unwrap();
+        assert!(reason.contains("/nowhere/libcublasLt.so.99"), "{reason}");
+        // A library, but another one.
+        let reason = Library::load("libc.so.6").err().unwrap();
+        assert!(reason.contains("cublasLtGetVersion"), "{reason}");
+        assert!(not_found(&["a: b".into()]).contains("a: b") && not_found(&[]).contains(VARIABLE));
+        assert_eq!(version_text(120_103), "12.1.3");
+    }
+
+    /// Needs the library, but no GPU: it refuses attributes of wrong sizes.
+    #[test]
+    fn the_library_takes_every_description() {
+        let Some(library) = places().iter().find_map(|place| Library::load(place).ok()) else {
+            println!("skipped: cuBLASLt was not found");
+            return;
+        };
+        assert!(library.version() >= 110_000);
+        for shape in shapes() {
+            Prepared::describe(&library, &shape).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+            Preference::new(&library, &shape).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+        }
+        let wrong = Preference::new(&library, &shapes()[0]).and_then(|it| {
+            it.set(sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, 1_u32)
+        });
+        assert!(wrong.is_err(), "a size that the library does not check proves nothing");
+    }
+}
