@@ -75,6 +75,8 @@ class Block {
     Outcome go_on();
     // Gives back the stacks of threads that will not go on.
     void abandon();
+    // Whether it arrived somewhere since this was last asked: others may be waiting for that.
+    bool take_arrival() { return std::exchange(has_arrived, false); }
     // After WaitsForGrid: have the other blocks arrived?
     bool grid_barrier_is_open() const { return int(__atomic_load_n(grid_state, __ATOMIC_ACQUIRE) - grid_target) >= 0; }
     // After WaitsForGrid: "kernel k, block (0, 0, 0)", and the place of the barrier.
@@ -86,6 +88,8 @@ class Block {
     // Called by the running thread.
     void barrier(State kind, Site site);
     void grid_barrier(unsigned *state, unsigned blocks, Site site);
+    void grid_arrive(unsigned *state, Site site);
+    void grid_wait(unsigned *state, unsigned count, Site site);
     std::uint64_t warp(Primitive primitive, unsigned mask, std::uint64_t value, int source, Site site);
     [[noreturn]] void fail(const std::string &reason);
     int lane() const { return number_of(*running) % warpSize; }
@@ -132,7 +136,8 @@ class Block {
     State meeting_kind = State::Barrier;
     Site meeting{};
     unsigned *grid_state = nullptr;
-    unsigned grid_blocks = 0, grid_target = 0;
+    unsigned grid_blocks = 0, grid_target = 0; // grid_wait: no blocks, the target is given
+    bool has_arrived = false;
 
     // The lanes of each warp that wait in a primitive.
     unsigned waiting[MAX_THREADS / warpSize] = {};
