@@ -136,15 +136,20 @@ struct ForwardArguments {
     unsigned char *exchange; // [2, D, slices, columns, chunks, CHUNK_BYTES]
 };
 
-// Rows of A: four gates a unit.
-struct ForwardOperand {
-    const float *weight;
-    int hidden, first_unit;
+// Rows of A: four gates a unit. W_hh has less than 2^31 weights.
+template <int CHUNK> struct ForwardOperand {
+    const float *weight; // the first unit's
+    int hidden, units;
 
-    DEVICE float operator()(int row, int k) const {
-        const int unit = first_unit + row / 4, gate = row % 4;
-        return unit < hidden && k < hidden ? weight[(long long)(gate * hidden + unit) * hidden + k] : 0.0f;
-    }
+    struct Chunk {
+        const float *weight;
+        int hidden, units, length;
+
+        DEVICE float operator()(int row, int k) const {
+            return row / 4 < units && k < length ? weight[(row % 4 * hidden + row / 4) * hidden + k] : 0.0f;
+        }
+    };
+    DEVICE Chunk chunk(int number) const { return {weight + number * CHUNK, hidden, units, hidden - number * CHUNK}; }
 };
 
 template <class Core> DEVICE void forward(const ForwardArguments &a) {
@@ -170,14 +175,17 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
         if (place.direction == 0) clear(a.output, (long long)end * width, (long long)a.rows * width, worker, workers);
     }
 
-    Product<Core, ForwardOperand> product({d.weight, H, first_unit}, chunks, a.weight_slots, memory.stages, memory.weights);
+    Product<Core, ForwardOperand<Core::CHUNK>> product({d.weight + first_unit * H, H, units}, chunks, a.weight_slots, memory.stages,
+                                                       memory.weights);
     if (last_step > 0) product.load();
+#pragma unroll 1
     for (int i = thread; i < 4 * UNITS; i += threads) {
         const int unit = first_unit + i / 4;
         if (unit < H) memory.bias[i] = d.input_bias[i % 4 * H + unit] + d.recurrent_bias[i % 4 * H + unit];
     }
 
     Step before = steps[a.first_step - 1], now = steps[a.first_step];
+#pragma unroll 1
     for (int i = thread; i < a.columns * UNITS; i += threads) {
         const int n = i / UNITS, unit = first_unit + i % UNITS, sequence = first_sequence + n;
         float cell = 0.0f;
@@ -190,6 +198,7 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
     }
 
     const auto fetch = [&](const Step &step, int tile) {
+#pragma unroll 1
         for (int i = thread; i < min(a.tile, step.active - tile) * UNITS; i += threads) {
             const int n = tile + i / UNITS, u = i % UNITS;
             if (u >= units) continue;
@@ -223,6 +232,7 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
             }
             copy_wait<0>();
             barrier();
+#pragma unroll 1
             for (int i = thread; i < items; i += threads) {
                 const int n = i / UNITS, u = i % UNITS;
                 if (u >= units) continue;
@@ -252,6 +262,7 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
             const bool last_tile = tile + a.tile >= now.active;
             if (last_tile) {
                 if (d.initial_hidden) {
+#pragma unroll 1
                     for (int i = thread; i < (next.active - going_on) * UNITS; i += threads) {
                         const int n = going_on + i / UNITS, unit = first_unit + i % UNITS;
                         if (unit < H) hand_over(number + 1, n, unit, d.initial_hidden[(long long)(first_sequence + n) * H + unit]);
@@ -261,6 +272,7 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
             } else {
                 barrier();
             }
+#pragma unroll 1
             for (int i = thread; i < items; i += threads) {
                 const int n = tile + i / UNITS, u = i % UNITS, unit = first_unit + u;
                 if (u >= units) continue;
@@ -308,13 +320,19 @@ struct BackwardArguments {
 };
 
 // Rows of A: units. k runs over the gates' rows of W_hh, each gate's padded to whole chunks.
-struct BackwardOperand {
-    const float *weight;
-    int hidden, first_unit, first_gate, padded;
+template <int CHUNK> struct BackwardOperand {
+    const float *weight; // the first gate's and unit's
+    int hidden, units, gate_chunks;
 
-    DEVICE float operator()(int row, int k) const {
-        const int unit = first_unit + row, gate = first_gate + k / padded, other = k % padded;
-        return unit < hidden && other < hidden ? weight[(long long)(gate * hidden + other) * hidden + unit] : 0.0f;
+    struct Chunk {
+        const float *weight;
+        int hidden, units, length;
+
+        DEVICE float operator()(int row, int k) const { return row < units && k < length ? weight[k * hidden + row] : 0.0f; }
+    };
+    DEVICE Chunk chunk(int number) const {
+        const int gate = number / gate_chunks, first = number % gate_chunks * CHUNK;
+        return {weight + (gate * hidden + first) * hidden, hidden, units, hidden - first};
     }
 };
 
@@ -340,12 +358,14 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
         clear(d.gates, (long long)a.offsets[a.steps] * 4 * H, (long long)a.rows * 4 * H, worker, of_direction * threads);
     }
 
-    Product<Core, BackwardOperand> product({d.weight, H, team * Core::ROWS, part, gate_chunks * Core::CHUNK}, chunks, a.weight_slots,
-                                           memory.stages, memory.weights);
+    const int first_row = team * Core::ROWS;
+    Product<Core, BackwardOperand<Core::CHUNK>> product({d.weight + part * H * H + first_row, H, H - first_row, gate_chunks}, chunks,
+                                                        a.weight_slots, memory.stages, memory.weights);
     if (last_step > 1) product.load();
 
     // The cells' gradient passes through cell_gradient from launch to launch.
     const auto move_state = [&](bool out) {
+#pragma unroll 1
         for (int i = thread; i < min(a.columns, a.sequences - first_sequence) * UNITS; i += threads) {
             const int unit = first_unit + i % UNITS;
             if (unit >= H) continue;
@@ -357,6 +377,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
 
     Step before = steps[a.first_step - 1], now = steps[a.first_step], next = steps[a.first_step + 1];
     const auto fetch = [&](const Step &step, const Step &after, int tile) {
+#pragma unroll 1
         for (int i = thread; i < min(a.tile, step.active - tile) * UNITS; i += threads) {
             const int n = tile + i / UNITS, u = i % UNITS, unit = first_unit + u;
             if (u >= units) continue;
@@ -406,6 +427,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
             copy_wait<0>();
             barrier();
             if (PARTS > 1 && multiplied > 0) {
+#pragma unroll 1
                 for (int i = thread; i < multiplied * Core::ROWS; i += threads) {
                     const int n = i / Core::ROWS, row = i % Core::ROWS;
                     team_sums[(n * PARTS + part) * Core::ROWS + row] = sum_of_warps(n, row);
@@ -414,6 +436,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
                 grid_arrive(team_counter);
                 grid_wait(team_counter, team_arrivals);
             }
+#pragma unroll 1
             for (int i = thread; i < items; i += threads) {
                 const int n = i / UNITS, u = i % UNITS, unit = first_unit + u, column = tile + n;
                 if (u >= units) continue;
@@ -453,6 +476,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
             } else {
                 barrier();
             }
+#pragma unroll 1
             for (int i = thread; i < min(a.tile, now.active - tile) * UNITS; i += threads) {
                 const int n = tile + i / UNITS, u = i % UNITS;
                 if (u >= units) continue;

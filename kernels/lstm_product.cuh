@@ -4,6 +4,7 @@
 // A block owns some rows of A. Its warps share out K, so that each weight lies in one place on the chip and each element of B is read once a
 // block; the warps' partial sums meet in shared memory, in the order of the warps.
 //
+//   operand    A as it lies in global memory: operand.chunk(c)(row, k) is the weight of a row and the chunk's k-th place, 0 outside of A
 //   chunk      64 bytes of a column of B (CHUNK elements along k), and the weights that multiply it. B is laid out with its columns as
 //              rows of whole chunks, zeros behind K
 //   held       the first HELD chunks of a warp: their weights stay in registers
@@ -27,6 +28,9 @@ constexpr int GROUP_BYTES = GROUP * CHUNK_BYTES; // of one chunk
 // Where lane l's 16 bytes of a group's chunk are in shared memory, in units of 16 bytes: column, and the quarter of its 64 bytes.
 DEVICE int group_place(int column, int quarter) { return column * (CHUNK_BYTES / 16) + quarter; }
 
+// Memory is not accessed earlier than it says here: a compiler that loads far ahead has too few registers beside the weights.
+DEVICE void keep_order() { asm volatile("" ::: "memory"); }
+
 // The rows, of 16, of tensor cores: m16n8k16 for bf16, m16n8k8 for tf32. `half` is the one of a chunk's two products.
 struct Bfloat16 {
     using Element = __nv_bfloat16;
@@ -36,11 +40,11 @@ struct Bfloat16 {
 
     static DEVICE Element element(float value) { return __float2bfloat16_rn(value); }
 
-    template <class Operand> static DEVICE A weights(const Operand &operand, int row, int chunk, int half) {
-        const int k = chunk * CHUNK + lane_index() % 4 * 8 + 4 * half;
+    template <class Weights> static DEVICE A fragment(const Weights &weights, int row, int half) {
+        const int k = lane_index() % 4 * 8 + 4 * half;
         const auto pair = [&](int below, int i) {
             const int place = row + A::row(0) + below;
-            return pack_bf16(operand(place, k + i), operand(place, k + i + 1));
+            return pack_bf16(weights(place, k + i), weights(place, k + i + 1));
         };
         return {pair(0, 0), pair(8, 0), pair(0, 2), pair(8, 2)};
     }
@@ -54,9 +58,9 @@ struct Tf32 {
 
     static DEVICE Element element(float value) { return __uint_as_float(to_tf32(value)); }
 
-    template <class Operand> static DEVICE A weights(const Operand &operand, int row, int chunk, int half) {
-        const int k = chunk * CHUNK + lane_index() % 4 * 4 + 2 * half;
-        const auto one = [&](int below, int i) { return to_tf32(operand(row + A::row(0) + below, k + i)); };
+    template <class Weights> static DEVICE A fragment(const Weights &weights, int row, int half) {
+        const int k = lane_index() % 4 * 4 + 2 * half;
+        const auto one = [&](int below, int i) { return to_tf32(weights(row + A::row(0) + below, k + i)); };
         return {one(0, 0), one(8, 0), one(0, 1), one(8, 1)};
     }
 };
@@ -79,18 +83,20 @@ template <class Type, int TILES, int HELD_CHUNKS> struct TensorCore {
 #pragma unroll
         for (int chunk = 0; chunk < HELD; ++chunk) {
             if (chunk < count) {
+                const auto weights = operand.chunk(first + chunk);
 #pragma unroll
-                for (int i = 0; i < WEIGHTS; ++i) held[chunk][i / TILES][i % TILES] = weights(operand, first + chunk, i);
+                for (int i = 0; i < WEIGHTS; ++i) held[chunk][i / TILES][i % TILES] = fragment(weights, i);
+                keep_order();
             }
         }
     }
 
-    template <class Operand> static DEVICE A weights(const Operand &operand, int chunk, int i) {
-        return Type::weights(operand, i % TILES * 16, chunk, i / TILES);
+    template <class Weights> static DEVICE A fragment(const Weights &weights, int i) {
+        return Type::fragment(weights, i % TILES * 16, i / TILES);
     }
 
-    template <class Operand> static DEVICE uint4 vector(const Operand &operand, int chunk, int i) {
-        const A a = weights(operand, chunk, i);
+    template <class Weights> static DEVICE uint4 vector(const Weights &weights, int i) {
+        const A a = fragment(weights, i);
         return make_uint4(a.x[0], a.x[1], a.x[2], a.x[3]);
     }
 
@@ -135,7 +141,7 @@ template <class Type, int TILES, int HELD_CHUNKS> struct TensorCore {
 // quarters are added by shuffles.
 struct Scalar {
     using Element = float;
-    static constexpr int CHUNK = 16, HELD = 8, WARPS = 8;
+    static constexpr int CHUNK = 16, HELD = 7, WARPS = 8;
     static constexpr int ROWS = 40;
     static constexpr int STRIDE = ROWS; // 8 modulo 32: the four columns of a store go to different banks
     static constexpr int WEIGHTS = ROWS / 8;
@@ -147,19 +153,21 @@ struct Scalar {
 #pragma unroll
         for (int chunk = 0; chunk < HELD; ++chunk) {
             if (chunk < count) {
+                const auto weights = operand.chunk(first + chunk);
 #pragma unroll
-                for (int i = 0; i < WEIGHTS; ++i) held[chunk][i] = weights(operand, first + chunk, i);
+                for (int i = 0; i < WEIGHTS; ++i) held[chunk][i] = fragment(weights, i);
+                keep_order();
             }
         }
     }
 
-    template <class Operand> static DEVICE float4 weights(const Operand &operand, int chunk, int i) {
-        const int row = 8 * i + lane_index() / 4, k = chunk * CHUNK + lane_index() % 4 * 4;
-        return make_float4(operand(row, k), operand(row, k + 1), operand(row, k + 2), operand(row, k + 3));
+    template <class Weights> static DEVICE float4 fragment(const Weights &weights, int i) {
+        const int row = 8 * i + lane_index() / 4, k = lane_index() % 4 * 4;
+        return make_float4(weights(row, k), weights(row, k + 1), weights(row, k + 2), weights(row, k + 3));
     }
 
-    template <class Operand> static DEVICE uint4 vector(const Operand &operand, int chunk, int i) {
-        const float4 a = weights(operand, chunk, i);
+    template <class Weights> static DEVICE uint4 vector(const Weights &weights, int i) {
+        const float4 a = fragment(weights, i);
         return make_uint4(__float_as_uint(a.x), __float_as_uint(a.y), __float_as_uint(a.z), __float_as_uint(a.w));
     }
 
@@ -236,8 +244,9 @@ template <class Core, class Operand> struct Product {
     // A lane reads no weights but those that it stored itself.
     DEVICE const uint4 *store(int chunk, int slot) const {
         uint4 *to = weights + slot * Core::WEIGHTS * WARP;
+        const auto from = operand.chunk(first + chunk);
 #pragma unroll 1
-        for (int i = 0; i < Core::WEIGHTS; ++i) to[i * WARP] = Core::vector(operand, first + chunk, i);
+        for (int i = 0; i < Core::WEIGHTS; ++i) to[i * WARP] = Core::vector(from, i);
         return to;
     }
 
