@@ -97,8 +97,8 @@ pub fn build(folder: &Path, out_dir: &Path, environment: &Environment) -> Result
     Ok(Built { nvcc: Some(nvcc.path), compiled, warnings: targets.warnings })
 }
 
-/// The names of the kernel files in `folder`, without `.cu`, sorted. Its subfolders hold none.
-fn kernel_files(folder: &Path) -> Result<Vec<String>, String> {
+/// The names of the kernel files in `folder`, without `.cu`, sorted. Its subfolders hold none of the engine's.
+pub fn kernel_files(folder: &Path) -> Result<Vec<String>, String> {
     let failed = |error: io::Error| format!("cannot read the folder {}: {error}", folder.display());
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(folder).map_err(failed)? {

@@ -213,19 +213,25 @@ PROOFS = {
     ),
     "lstm_array.cu": (
         """KERNEL(256, 1) indexed(const int *x, float *y) {
-            float values[16];
-            for (int i = 0; i < 16; ++i) values[i] = y[i];
-            values[x[threadIdx.x]] = 1.0f;
-            y[threadIdx.x] = values[x[threadIdx.x + 256]];
+            float values[64], sum = 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 64; ++i) values[i] = y[i];
+            for (int i = 0; i < x[0]; ++i) values[x[i]] += 1.0f;
+            #pragma unroll
+            for (int i = 0; i < 64; ++i) sum = sum * 1.5f + values[i];
+            y[threadIdx.x] = sum;
         }""",
         "indexed has a stack frame",
     ),
     "array.cu": (
         """KERNEL(256, 1) indexed(const int *x, float *y) {
-            float values[16];
-            for (int i = 0; i < 16; ++i) values[i] = y[i];
-            values[x[threadIdx.x]] = 1.0f;
-            y[threadIdx.x] = values[x[threadIdx.x + 256]];
+            float values[64], sum = 0.0f;
+            #pragma unroll
+            for (int i = 0; i < 64; ++i) values[i] = y[i];
+            for (int i = 0; i < x[0]; ++i) values[x[i]] += 1.0f;
+            #pragma unroll
+            for (int i = 0; i < 64; ++i) sum = sum * 1.5f + values[i];
+            y[threadIdx.x] = sum;
         }""",
         None,
     ),

@@ -203,9 +203,9 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
             const int n = tile + i / UNITS, u = i % UNITS;
             if (u >= units) continue;
             const float *gates = d.gates + (long long)(step.row + n) * 4 * H + first_unit + u;
-            for (int gate = 0; gate < 4; ++gate) copy_async_4(&memory.slot(gate, i), gates + gate * H);
+            for (int gate = 0; gate < 4; ++gate) copy_async<4>(&memory.slot(gate, i), gates + gate * H);
         }
-        copy_commit();
+        copy_async_commit();
     };
     const auto hand_over = [&](int number, int n, int unit, float h) {
         const long long slice = ((number & 1) * a.direction_count + place.direction) * a.slices + place.slice;
@@ -230,7 +230,7 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
                 product.run(from + (long long)tile * column_bytes, column_bytes, multiplied,
                             memory.sums + thread / WARP * a.tile * Core::STRIDE);
             }
-            copy_wait<0>();
+            copy_async_wait<0>();
             barrier();
 #pragma unroll 1
             for (int i = thread; i < items; i += threads) {
@@ -382,18 +382,18 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
             const int n = tile + i / UNITS, u = i % UNITS, unit = first_unit + u;
             if (u >= units) continue;
             const long long row = step.row + n;
-            for (int gate = 0; gate < 4; ++gate) copy_async_4(&memory.slot(gate, i), d.gates + (row * 4 + gate) * H + unit);
-            copy_async_4(&memory.slot(CELL, i), d.cells + row * H + unit);
+            for (int gate = 0; gate < 4; ++gate) copy_async<4>(&memory.slot(gate, i), d.gates + (row * 4 + gate) * H + unit);
+            copy_async<4>(&memory.slot(CELL, i), d.cells + row * H + unit);
             if (n < after.active) {
-                copy_async_4(&memory.slot(EARLIER_CELL, i), d.cells + (long long)(after.row + n) * H + unit);
+                copy_async<4>(&memory.slot(EARLIER_CELL, i), d.cells + (long long)(after.row + n) * H + unit);
             } else if (d.initial_cell) {
-                copy_async_4(&memory.slot(EARLIER_CELL, i), d.initial_cell + (long long)(first_sequence + n) * H + unit);
+                copy_async<4>(&memory.slot(EARLIER_CELL, i), d.initial_cell + (long long)(first_sequence + n) * H + unit);
             } else {
                 memory.slot(EARLIER_CELL, i) = 0.0f;
             }
-            copy_async_4(&memory.slot(OUTPUT, i), a.output_gradient + (row * a.direction_count + place.direction) * H + unit);
+            copy_async<4>(&memory.slot(OUTPUT, i), a.output_gradient + (row * a.direction_count + place.direction) * H + unit);
         }
-        copy_commit();
+        copy_async_commit();
     };
     unsigned *counter = a.counters + place.group * COUNTER_STRIDE;
     const int teams = place.blocks / PARTS;
@@ -424,7 +424,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
                 product.run(from + (long long)tile * column_bytes + (PARTS == 1 ? 0 : part * gate_bytes), column_bytes, multiplied,
                             memory.sums + thread / WARP * a.tile * Core::STRIDE);
             }
-            copy_wait<0>();
+            copy_async_wait<0>();
             barrier();
             if (PARTS > 1 && multiplied > 0) {
 #pragma unroll 1

@@ -261,9 +261,9 @@ template <class Core, class Operand> struct Product {
             const int column = lane_index() / 4, quarter = lane_index() % 4;
             unsigned char *to = stage + group % DEPTH * span * GROUP_BYTES + 16 * group_place(column, quarter);
             const unsigned char *from = b + (long long)(GROUP * group + column) * column_bytes + first * CHUNK_BYTES + 16 * quarter;
-            for (int chunk = 0; chunk < count; ++chunk) copy_async_16(to + chunk * GROUP_BYTES, from + chunk * CHUNK_BYTES);
+            for (int chunk = 0; chunk < count; ++chunk) copy_async(to + chunk * GROUP_BYTES, from + chunk * CHUNK_BYTES);
         }
-        copy_commit();
+        copy_async_commit();
     }
 
     // b: column n of this product starts at n `column_bytes`; sums [groups of `columns`, GROUP, Core::STRIDE], this warp's part of each.
@@ -276,7 +276,7 @@ template <class Core, class Operand> struct Product {
         for (int group = 0; group < DEPTH - 1; ++group) start(b, column_bytes, group, groups);
 #pragma unroll 1
         for (int group = 0; group < groups; ++group) {
-            copy_wait<DEPTH - 2>();
+            copy_async_wait<DEPTH - 2>();
             // The lanes see each other's copies, and all are through with the stage that is filled next.
             __syncwarp();
             start(b, column_bytes, group + DEPTH - 1, groups);

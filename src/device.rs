@@ -3,7 +3,8 @@
 //! Three kinds. `cpu` and `cuda` compute. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
 //! that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
 
-use crate::backend::cuda::{self, context::Context};
+use crate::backend::cuda::context::Context;
+use crate::backend::cuda::{self, matmul::Arithmetic};
 use crate::error::{Error, Result, Subject};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -105,6 +106,7 @@ struct Inner {
     context: Option<Arc<Context>>,
     ledger: Ledger,
     operations: AtomicU64,
+    arithmetic: Mutex<Arithmetic>,
     pool: Mutex<Pool>,
 }
 
@@ -138,6 +140,7 @@ impl Device {
             context,
             ledger: Ledger::default(),
             operations: AtomicU64::new(0),
+            arithmetic: Mutex::new(Arithmetic::F32),
             pool: Mutex::new(Pool::default()),
         }))
     }
@@ -152,6 +155,15 @@ impl Device {
             (None, DeviceKind::Plan) => Backend::Plan,
             (None, _) => Backend::Cpu,
         }
+    }
+
+    /// How products are computed on a GPU; f32 until told otherwise.
+    pub fn arithmetic(&self) -> Arithmetic {
+        *self.0.arithmetic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_arithmetic(&self, arithmetic: Arithmetic) {
+        *self.0.arithmetic.lock().unwrap_or_else(PoisonError::into_inner) = arithmetic;
     }
 
     /// The first error of a GPU, whose errors are sticky; a CPU has none.

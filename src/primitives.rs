@@ -6,7 +6,6 @@ use crate::backend::cpu;
 use crate::backend::cpu::activation::Activation;
 use crate::backend::cpu::matmul::Matrix;
 use crate::backend::cuda;
-use crate::backend::cuda::driver::Pointer;
 use crate::device::{Backend, Category, Device};
 use crate::tensor::Tensor;
 

@@ -34,6 +34,12 @@ std::uint64_t warp(Primitive primitive, unsigned mask, std::uint64_t value, int 
 
 int lane() { return block->lane(); }
 
+void copy_async(void *shared, const void *global, int bytes, int available) { block->copy_async(shared, global, bytes, available); }
+
+void copy_async_commit() { block->copy_async_commit(); }
+
+void copy_async_wait(int groups) { block->copy_async_wait(groups); }
+
 // Names for errors.
 
 static std::string text_of(Site site) {
@@ -85,6 +91,7 @@ bool Block::begin(const Shape &launch, uint3 place, std::uint64_t number, Stacks
     ended = 0;
     random = Random(launch.seed ^ (number + 1) * 0xd1342543de82ef95u);
     std::memset(waiting, 0, sizeof waiting);
+    copies.clear();
     text.clear();
     wake_all();
     return set_memory();
@@ -149,10 +156,8 @@ bool Block::memory_is_intact() {
     for (std::size_t i = 0; i < GUARD_BYTES; ++i) {
         const bool before = memory[i] != GUARD[i % 2], behind = memory[GUARD_BYTES + bytes + i] != GUARD[i % 2];
         if (!before && !behind) continue;
-        // Before, the highest changed byte is the one that lies closest, but the first found does for a report.
-        const std::string distance = std::to_string(before ? GUARD_BYTES - i : i + 1);
-        text = name() + " wrote " + distance + (before ? " bytes before" : " bytes behind") + " its " + std::to_string(bytes) +
-               " bytes of shared memory";
+        const std::string at = before ? "-" + std::to_string(GUARD_BYTES - i) : std::to_string(bytes + i);
+        text = name() + ": wrote outside its " + std::to_string(bytes) + " bytes of shared memory, at byte " + at;
         return false;
     }
     return true;
@@ -168,14 +173,7 @@ Block::Outcome Block::go_on() {
     shared_memory = memory + GUARD_BYTES;
     if (ready_count == 0) wake_all(); // from grid_barrier
     Fiber &first = take_ready();
-    if (!first.stack.bottom) {
-        first.stack = stacks->take();
-        if (!first.stack.bottom) {
-            text = name() + ": no memory for its threads' stacks";
-            return Outcome::Failed;
-        }
-        Context::begin(first.context, first.stack, run_threads);
-    }
+    if (!first.stack && !start(first)) return Outcome::Failed;
     hand_over(home, first.context);
     if (outcome == Outcome::Ended && !memory_is_intact()) outcome = Outcome::Failed;
     if (outcome != Outcome::WaitsForGrid) abandon();
@@ -185,7 +183,7 @@ Block::Outcome Block::go_on() {
 void Block::abandon() {
     for (int thread = 0; thread < threads; ++thread) {
         Stack &stack = fibers[thread].stack;
-        if (stack.bottom) stacks->give_back(stack);
+        if (stack) stacks->give_back(stack);
         stack = {};
     }
 }
@@ -206,20 +204,21 @@ Fiber &Block::take_ready() {
     return fiber;
 }
 
-void Block::next() {
+// Small, since its stack frame lies on every fiber's stack.
+inline void Block::next() {
+    if (ready_count == 0) [[unlikely]] fail_in_deadlock();
     Fiber &from = *running;
-    if (ready_count == 0) {
-        text = diagnose();
-        leave(Outcome::Failed);
-    }
     Fiber &to = take_ready();
     if (&to == &from) return;
-    if (!to.stack.bottom) {
-        to.stack = stacks->take();
-        if (!to.stack.bottom) fail("no memory for the stack of this thread");
-        Context::begin(to.context, to.stack, run_threads);
-    }
+    if (!to.stack && !start(to)) [[unlikely]] leave(Outcome::Failed);
     hand_over(from.context, to.context);
+}
+
+bool Block::start(Fiber &fiber) {
+    fiber.stack = stacks->take();
+    if (fiber.stack) fiber.context.begin(fiber.stack, run_threads);
+    else text = name() + ": no memory for its threads' stacks";
+    return bool(fiber.stack);
 }
 
 void Block::leave(Outcome how) {
@@ -237,24 +236,27 @@ void Block::run_threads() {
         from.state = State::Ended;
         self.ended += 1;
         if (self.ready_count == 0) {
-            const bool all = self.ended == self.threads;
-            if (!all) self.text = self.diagnose();
-            self.leave(all ? Outcome::Ended : Outcome::Failed);
+            if (self.ended < self.threads) self.fail_in_deadlock();
+            self.leave(Outcome::Ended);
         }
         Fiber &to = self.take_ready();
         const Stack stack = std::exchange(from.stack, {});
-        if (to.stack.bottom) {
+        if (to.stack) {
             self.stacks->give_back(stack); // nobody takes it before the switch
             hand_over(from.context, to.context);
         }
         to.stack = stack;
-#ifdef __SANITIZE_ADDRESS__
-        to.context.stack = stack;
-#endif
+        to.context.moved_to(stack);
     }
 }
 
-void Block::fail(const std::string &reason) {
+// Also from a thread that has ended.
+[[gnu::cold]] void Block::fail_in_deadlock() {
+    text = diagnose();
+    leave(Outcome::Failed);
+}
+
+[[gnu::cold]] void Block::fail(const std::string &reason) {
     text = name() + ", thread " + text_of(running->index) + ": " + reason;
     leave(Outcome::Failed);
     std::abort(); // nobody goes on with a block that failed
@@ -269,26 +271,30 @@ void Block::barrier(State kind, Site site) {
     if (arrived_count == 0) {
         meeting = site;
         meeting_kind = kind;
-    } else if (site.line != meeting.line || kind != meeting_kind ||
-               (site.file != meeting.file && std::strcmp(site.file, meeting.file) != 0)) {
-        fail("waits at the barrier at " + text_of(site) + " while others wait at the one at " + text_of(meeting));
+    } else if (site.line != meeting.line || site.file != meeting.file || kind != meeting_kind) [[unlikely]] {
+        check_meeting(kind, site);
     }
-    if (++arrived_count < threads) {
-        next();
-    } else if (kind == State::Barrier) {
-        wake_all();
-        next();
-    } else {
-        // As in common.cuh.
-        if (grid_blocks > 0) {
-            const unsigned arrived = __atomic_fetch_add(grid_state, 1, __ATOMIC_ACQ_REL);
-            grid_target = arrived / grid_blocks * grid_blocks + grid_blocks;
-            has_arrived = true;
-        } else if (!shape->cooperative && !grid_barrier_is_open()) {
-            fail("grid_wait at " + text_of(site) + " for blocks that may not run, in a launch that is not cooperative");
+    if (++arrived_count == threads) {
+        if (kind == State::GridBarrier) {
+            if (grid_blocks > 0) {
+                // As in common.cuh.
+                const unsigned arrived = __atomic_fetch_add(grid_state, 1, __ATOMIC_ACQ_REL);
+                grid_target = arrived / grid_blocks * grid_blocks + grid_blocks;
+                has_arrived = true;
+            } else if (!shape->cooperative && !grid_barrier_is_open()) {
+                fail("grid_wait at " + text_of(site) + " for blocks that may not run, in a launch that is not cooperative");
+            }
+            return leave(Outcome::WaitsForGrid);
         }
-        leave(Outcome::WaitsForGrid);
+        wake_all();
     }
+    next();
+}
+
+// The name of a file may lie at two places.
+[[gnu::cold]] void Block::check_meeting(State kind, Site site) {
+    if (site.line == meeting.line && std::strcmp(site.file, meeting.file) == 0 && kind == meeting_kind) return;
+    fail("waits at the barrier at " + text_of(site) + " while others wait at the one at " + text_of(meeting));
 }
 
 void Block::grid_barrier(unsigned *state, unsigned blocks, Site site) {
@@ -325,13 +331,13 @@ std::uint64_t Block::warp(Primitive primitive, unsigned mask, std::uint64_t valu
     Fiber &me = *running;
     const int number = number_of(me), first = number / warpSize * warpSize;
     const unsigned bit = 1u << (number - first);
-    if (!(mask & bit)) fail(std::string("is not in the mask that it gives to ") + text_of(primitive) + " at " + text_of(site));
+    if (!(mask & bit)) [[unlikely]] refuse_mask(primitive, site);
     me.state = State::Warp;
     me.primitive = primitive;
     me.site = site;
     me.value = value;
     me.mask = mask;
-    me.source = source;
+    me.source = std::uint8_t(source);
     unsigned &lanes = waiting[first / warpSize];
     lanes |= bit;
     bool all = (lanes & mask) == mask;
@@ -359,10 +365,7 @@ void Block::meet(int first, unsigned mask, Primitive primitive) {
             votes |= std::uint64_t(fiber.value != 0) << lane;
             continue;
         }
-        if (!(mask >> fiber.source & 1)) {
-            fail(std::string(text_of(primitive)) + " at " + text_of(fiber.site) + ": lane " + std::to_string(lane) + " reads lane " +
-                 std::to_string(fiber.source) + ", which is not in the mask");
-        }
+        if (!(mask >> fiber.source & 1)) [[unlikely]] refuse_source(fiber);
         results[lane] = fibers[first + fiber.source].value;
     }
     for (unsigned rest = mask; rest; rest &= rest - 1) {
@@ -374,6 +377,45 @@ void Block::meet(int first, unsigned mask, Primitive primitive) {
         const int thread = warp_sequence[first + i];
         if (mask >> (thread - first) & 1) ready[ready_count++] = std::uint16_t(thread);
     }
+}
+
+[[gnu::cold]] void Block::refuse_mask(Primitive primitive, Site site) {
+    fail(std::string("is not in the mask that it gives to ") + text_of(primitive) + " at " + text_of(site));
+}
+
+[[gnu::cold]] void Block::refuse_source(const Fiber &fiber) {
+    fail(std::string(text_of(fiber.primitive)) + " at " + text_of(fiber.site) + ": lane " + std::to_string(number_of(fiber) % warpSize) +
+         " reads lane " + std::to_string(fiber.source) + ", which is not in the mask");
+}
+
+// The copies read at once and write as late as they may.
+void Block::copy_async(void *shared, const void *global, int bytes, int available) {
+    auto *to = static_cast<unsigned char *>(shared);
+    const unsigned char *first = memory + GUARD_BYTES;
+    if (to < first || to + bytes > first + shape->shared_bytes) fail("copy_async to a place outside the block's shared memory");
+    const auto places = reinterpret_cast<std::uintptr_t>(to) | (available > 0 ? reinterpret_cast<std::uintptr_t>(global) : 0);
+    if (places % unsigned(bytes) != 0) fail("copy_async of an address that is no multiple of " + std::to_string(bytes));
+    if (available < 0 || available > bytes) fail("copy_async of " + std::to_string(available) + " of " + std::to_string(bytes) + " bytes");
+    if (copies.empty()) copies.resize(std::size_t(threads));
+    Copies &mine = copies[std::size_t(number_of(*running))];
+    Copies::Copy copy{to, bytes, mine.groups, {}};
+    std::memcpy(copy.data, global, std::size_t(available));
+    mine.copies.push_back(copy);
+    std::memset(to, 0xff, std::size_t(bytes));
+}
+
+void Block::copy_async_commit() {
+    if (!copies.empty()) copies[std::size_t(number_of(*running))].groups += 1;
+}
+
+void Block::copy_async_wait(int groups) {
+    if (copies.empty()) return;
+    Copies &mine = copies[std::size_t(number_of(*running))];
+    auto copy = mine.copies.begin();
+    for (; copy != mine.copies.end() && copy->group < mine.groups - groups; ++copy) {
+        std::memcpy(copy->to, copy->data, std::size_t(copy->bytes));
+    }
+    mine.copies.erase(mine.copies.begin(), copy);
 }
 
 // Why nobody can go on. A lane that waits in vain is named first: it may be what the barrier waits for.

@@ -19,8 +19,10 @@
 
 // A kernel is a template over a question that is never asked: its bound stands in the return type that the answer would have.
 #define KERNEL(threads, blocks) template <bool asked> static emulator::Returns<asked, (threads), (blocks)>
-#define EXPORT(name) \
-    [[maybe_unused]] static const bool name##_is_exported = emulator::Export<decltype(&name<true>)>::add<&name<false>>(#name, __FILE__)
+// The constant has a linker's name, which finds two kernels of one name.
+#define EXPORT(name)                               \
+    extern const bool headfirst_emulator_has_##name; \
+    const bool headfirst_emulator_has_##name = emulator::Export<decltype(&name<true>)>::add<&name<false>>(#name)
 #define SHARED_MEMORY(type, name) type *const name = reinterpret_cast<type *>(emulator::shared_memory)
 
 constexpr int warpSize = 32;
@@ -52,6 +54,10 @@ void grid_wait(unsigned *state, unsigned count, Site site);
 // Waits for all lanes of `mask`. A shuffle gives the value of lane `source`, a vote the lanes whose value is not 0.
 std::uint64_t warp(Primitive primitive, unsigned mask, std::uint64_t value, int source, Site site);
 int lane();
+// See async.cuh.
+void copy_async(void *shared, const void *global, int bytes, int available);
+void copy_async_commit();
+void copy_async_wait(int groups);
 [[noreturn]] void fail(const char *reason, Site site);
 
 // Launch arguments: one slot each.
@@ -65,7 +71,7 @@ struct Argument {
 };
 
 struct Kernel {
-    const char *name, *file;
+    const char *name;
     int threads; // the most a block may have
     int argument_count;
     const Argument *arguments;
@@ -110,8 +116,8 @@ template <int THREADS, typename... T> struct Export<Bound<THREADS> (*)(T...)> {
         [&]<std::size_t... I>(std::index_sequence<I...>) { function(read<T>(slots[I])...); }(std::index_sequence_for<T...>{});
     }
 
-    template <void (*function)(T...)> static bool add(const char *name, const char *file) {
-        return emulator::add({name, file, THREADS, sizeof...(T), arguments, call<function>});
+    template <void (*function)(T...)> static bool add(const char *name) {
+        return emulator::add({name, THREADS, sizeof...(T), arguments, call<function>});
     }
 };
 

@@ -286,15 +286,9 @@ const char *headfirst_emulator_error() { return last_error.c_str(); }
 
 int headfirst_emulator_find(const char *name) {
     const std::vector<Kernel> &all = kernels();
-    const auto has_name = [&](const Kernel &kernel) { return std::strcmp(kernel.name, name) == 0; };
-    const auto found = std::find_if(all.begin(), all.end(), has_name);
+    const auto found = std::find_if(all.begin(), all.end(), [&](const Kernel &kernel) { return std::strcmp(kernel.name, name) == 0; });
     if (found == all.end()) {
         last_error = std::string("no kernel is called ") + name;
-        return -1;
-    }
-    const auto other = std::find_if(found + 1, all.end(), has_name);
-    if (other != all.end()) {
-        last_error = std::string("two kernels are called ") + name + ": in " + found->file + " and in " + other->file;
         return -1;
     }
     return int(found - all.begin());

@@ -3,29 +3,28 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
-#include <cstdint>
-
 namespace emulator {
 
-constexpr std::size_t PAGE = 4096;
-constexpr std::size_t SLAB = 64; // stacks
+constexpr std::size_t SLAB_STACKS = 64;
+constexpr std::size_t SLAB_BYTES = (SLAB_STACKS + 1) * STACK_BYTES; // one more, for the alignment
 
 Stacks::~Stacks() {
-    for (void *slab : slabs) munmap(slab, SLAB * STACK_BYTES);
+    for (void *slab : slabs) munmap(slab, SLAB_BYTES);
 }
 
 bool Stacks::grow() {
-    void *slab = mmap(nullptr, SLAB * STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *slab = mmap(nullptr, SLAB_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (slab == MAP_FAILED) return false;
     slabs.push_back(slab);
-    for (std::size_t i = 0; i < SLAB; ++i) {
-        char *stack = static_cast<char *>(slab) + i * STACK_BYTES;
+    auto address = (reinterpret_cast<std::uintptr_t>(slab) + STACK_BYTES - 1) / STACK_BYTES * STACK_BYTES;
+    for (std::size_t i = 0; i < SLAB_STACKS; ++i, address += STACK_BYTES) {
+        char *stack = reinterpret_cast<char *>(address);
         // A guard page splits the mapping, and a process has about 65,000: stacks beyond that do without.
         (void)mprotect(stack, PAGE, PROT_NONE);
-        // Fibers run the same code at the same depth. If their stacks began at the same offset, all of them would share a few sets of
-        // the first-level cache; so each begins 5 cache lines after the one before, modulo a page.
+        // Fibers run the same code at the same depth. If their stacks ended at the same offset, all of them would share a few sets of
+        // the first-level cache; so each ends 5 cache lines below the one before, modulo a page.
         const std::size_t shift = made++ * 320 % PAGE;
-        free.push_back({stack + PAGE, stack + STACK_BYTES - shift});
+        free.push_back({stack + STACK_BYTES - shift});
     }
     return true;
 }
@@ -36,7 +35,7 @@ Stack Stacks::take() {
     free.pop_back();
 #ifdef __SANITIZE_ADDRESS__
     // The frames of a fiber that was abandoned in an error left their marks.
-    __asan_unpoison_memory_region(stack.bottom, std::size_t(stack.top - stack.bottom));
+    __asan_unpoison_memory_region(stack.bottom(), stack.bytes());
 #endif
     return stack;
 }
@@ -70,31 +69,25 @@ headfirst_emulator_switch:
     .size headfirst_emulator_switch, . - headfirst_emulator_switch
 )");
 
-void Context::begin(Context &context, Stack stack, void (*entry)()) {
+void Context::begin(Stack stack, void (*entry)()) {
     // As if `entry` had been called: a return address (never used) at the top, with the stack pointer 8 below a multiple of 16.
     auto *top = reinterpret_cast<void **>(reinterpret_cast<std::uintptr_t>(stack.top) & ~std::uintptr_t{15});
     *--top = nullptr;
     *--top = reinterpret_cast<void *>(entry);
     for (int i = 0; i < 6; ++i) *--top = nullptr;
-    context.stack_pointer = top;
-#ifdef __SANITIZE_ADDRESS__
-    context.stack = stack;
-    context.fake_stack = nullptr;
-#endif
+    stack_pointer = top;
+    moved_to(stack);
 }
 
 #else
 
-void Context::begin(Context &context, Stack stack, void (*entry)()) {
-    getcontext(&context.registers);
-    context.registers.uc_stack.ss_sp = stack.bottom;
-    context.registers.uc_stack.ss_size = std::size_t(stack.top - stack.bottom);
-    context.registers.uc_link = nullptr;
-    makecontext(&context.registers, entry, 0);
-#ifdef __SANITIZE_ADDRESS__
-    context.stack = stack;
-    context.fake_stack = nullptr;
-#endif
+void Context::begin(Stack stack, void (*entry)()) {
+    getcontext(&registers);
+    registers.uc_stack.ss_sp = stack.bottom();
+    registers.uc_stack.ss_size = stack.bytes();
+    registers.uc_link = nullptr;
+    makecontext(&registers, entry, 0);
+    moved_to(stack);
 }
 
 #endif
@@ -104,13 +97,10 @@ void Context::begin(Context &context, Stack stack, void (*entry)()) {
 Context Context::here() {
     Context context;
     pthread_attr_t attributes;
-    void *bottom = nullptr;
-    std::size_t bytes = 0;
     if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
-        pthread_attr_getstack(&attributes, &bottom, &bytes);
+        pthread_attr_getstack(&attributes, &context.bottom, &context.bytes);
         pthread_attr_destroy(&attributes);
     }
-    context.stack = {static_cast<char *>(bottom), static_cast<char *>(bottom) + bytes};
     return context;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #if !defined(__x86_64__) && !defined(HEADFIRST_UCONTEXT)
@@ -23,11 +24,20 @@
 
 namespace emulator {
 
+constexpr std::size_t PAGE = 4096;
 constexpr std::size_t STACK_BYTES = 64 * 1024; // its guard page included
 
+// A stack's first byte is at a multiple of STACK_BYTES, and it ends at `top`, somewhere in its last page.
 struct Stack {
-    char *bottom = nullptr; // the lowest byte that may be used
     char *top = nullptr;
+
+    explicit operator bool() const { return top != nullptr; }
+    // The lowest byte that may be used.
+    char *bottom() const {
+        const auto last = reinterpret_cast<std::uintptr_t>(top) - 1;
+        return reinterpret_cast<char *>(last / STACK_BYTES * STACK_BYTES + PAGE);
+    }
+    std::size_t bytes() const { return std::size_t(top - bottom()); }
 };
 
 // The stacks of one OS thread: made in slabs, used again, never given back before the thread ends.
@@ -36,7 +46,7 @@ class Stacks {
     Stacks() = default;
     Stacks(const Stacks &) = delete;
     ~Stacks();
-    // The stack has no `bottom` if there is no memory.
+    // None if there is no memory.
     Stack take();
     void give_back(Stack stack) { free.push_back(stack); }
 
@@ -55,13 +65,22 @@ struct Context {
     void *stack_pointer = nullptr;
 #endif
 #ifdef __SANITIZE_ADDRESS__
-    Stack stack;
+    void *bottom = nullptr;
+    std::size_t bytes = 0;
     void *fake_stack = nullptr;
 #endif
     // The OS thread's own.
     static Context here();
-    // A fiber that will begin with `entry`, which never returns.
-    static void begin(Context &context, Stack stack, void (*entry)());
+    // Becomes a fiber that will begin with `entry`, which never returns.
+    void begin(Stack stack, void (*entry)());
+    // The fiber's stack is `stack` from now on.
+    void moved_to([[maybe_unused]] Stack stack) {
+#ifdef __SANITIZE_ADDRESS__
+        bottom = stack.bottom();
+        bytes = stack.bytes();
+        fake_stack = nullptr;
+#endif
+    }
 };
 
 #ifdef HEADFIRST_UCONTEXT
@@ -74,7 +93,7 @@ inline void switch_registers(Context &from, Context &to) { headfirst_emulator_sw
 // Goes on with `to`; comes back when somebody hands over to `from`.
 inline void hand_over(Context &from, Context &to) {
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(&from.fake_stack, to.stack.bottom, std::size_t(to.stack.top - to.stack.bottom));
+    __sanitizer_start_switch_fiber(&from.fake_stack, to.bottom, to.bytes);
 #endif
     switch_registers(from, to);
 #ifdef __SANITIZE_ADDRESS__

@@ -1,6 +1,6 @@
 // Kernels that test the emulator: right ones, and ones with a mistake that it must find. Their promises are in
 // src/backend/cuda/emulator.rs.
-#include "common.cuh"
+#include "async.cuh"
 
 // What a launch tells a thread about its place: [blocks, threads], one number each.
 KERNEL(1024, 1) selftest_places(unsigned *places) {
@@ -190,6 +190,28 @@ KERNEL(256, 1) selftest_poison(unsigned *bits) {
     bits[threadIdx.x] = numbers[threadIdx.x];
 }
 EXPORT(selftest_poison);
+
+// Each thread copies 16 bytes of each of `steps` tiles of [threads, 4] ahead of their use, in two buffers: to[step] is from[step] as its
+// neighbour copied it. `mistake`: the wait is missing (1), the buffer is filled again before all have read it (2).
+KERNEL(64, 1) selftest_pipeline(const float *from, float *to, int steps, int last, int mistake) {
+    SHARED_MEMORY(float, buffers); // [2, threads, 4]
+    const int thread = threadIdx.x, size = 4 * blockDim.x, neighbour = (thread + 1) % blockDim.x;
+    const auto start = [&](int step) {
+        if (step < steps) {
+            copy_async(buffers + step % 2 * size + 4 * thread, from + step * size + 4 * thread, step == steps - 1 ? last : 16);
+        }
+        copy_async_commit();
+    };
+    start(0);
+    for (int step = 0; step < steps; ++step) {
+        start(step + 1);
+        if (mistake != 1) copy_async_wait<1>();
+        barrier();
+        for (int i = 0; i < 4; ++i) to[step * size + 4 * thread + i] = buffers[step % 2 * size + 4 * neighbour + i];
+        if (mistake != 2) barrier();
+    }
+}
+EXPORT(selftest_pipeline);
 
 KERNEL(64, 1) selftest_trap(int thread) {
     if (int(threadIdx.x) == thread) __trap();

@@ -75,7 +75,7 @@ impl Updater {
         for (index, buffers) in &mut self.states {
             if let Some((value, gradient)) = parameters.value_and_gradient(*index) {
                 let mut buffers: Vec<&mut [f32]> = buffers.iter_mut().map(Tensor::data_mut).collect();
-                self.options.method.step(&hyper, value, gradient, &mut buffers);
+                self.options.method.step(&hyper, value.data_mut(), gradient.data(), &mut buffers);
             }
         }
         Update { gradient_norm: norm.norm, non_finite: None }

@@ -5,10 +5,17 @@
 
 pub mod arena;
 pub mod context;
+pub mod cublaslt;
+pub mod ctc;
 pub mod driver;
+pub mod elementwise;
 pub mod embedded;
 #[cfg(feature = "emulator")]
 pub mod emulated;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod gpu;
+pub mod lstm;
+pub mod matmul;
+pub mod sequences;
+pub mod softmax;

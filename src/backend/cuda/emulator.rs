@@ -1,0 +1,197 @@
+//! The emulator: runs the CUDA kernels on the CPU, thread by thread, for tests. The work is done in `kernels/emulator/`, built by
+//! `build/emulator.rs`; here are its functions, and its promises as tests.
+//!
+//! Where no C++ compiler was found ([`AVAILABLE`] is false), no kernel exists.
+
+#[cfg(emulator_missing)]
+use missing as ffi;
+#[cfg(not(emulator_missing))]
+use present as ffi;
+use std::ffi::{CStr, CString, c_int, c_uint, c_ulonglong, c_void};
+
+/// Whether the kernels were built. If not, tests say that they are skipped.
+pub const AVAILABLE: bool = cfg!(not(emulator_missing));
+
+/// In which order threads run between two barriers, and blocks. No result may depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Blocks are shared out among several processors, in about this order.
+    #[default]
+    Forward,
+    /// On one processor, as is `Shuffled`: what it finds it finds again.
+    Reversed,
+    /// By this seed; another order after every barrier.
+    Shuffled(u64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Pointer,
+    Integer,
+    Float,
+}
+
+/// An argument as the kernel declares it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parameter {
+    pub kind: Kind,
+    pub bytes: usize,
+}
+
+/// The number of the kernel called `name`.
+pub fn find(name: &str) -> Option<i32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a string that ends in 0.
+    let kernel = unsafe { ffi::headfirst_emulator_find(name.as_ptr()) };
+    (kernel >= 0).then_some(kernel)
+}
+
+/// What the kernel takes; nothing if it does not exist.
+pub fn parameters(kernel: i32) -> Vec<Parameter> {
+    // SAFETY: these functions take any numbers and give -1 for what does not exist.
+    unsafe {
+        let parameter = |index| Parameter {
+            kind: match ffi::headfirst_emulator_argument_kind(kernel, index) {
+                0 => Kind::Pointer,
+                1 => Kind::Integer,
+                _ => Kind::Float,
+            },
+            bytes: usize::try_from(ffi::headfirst_emulator_argument_size(kernel, index)).unwrap_or(0),
+        };
+        (0..ffi::headfirst_emulator_argument_count(kernel)).map(parameter).collect()
+    }
+}
+
+/// The most threads that a block of the kernel may have.
+pub fn threads(kernel: i32) -> Option<u32> {
+    // SAFETY: takes any number.
+    u32::try_from(unsafe { ffi::headfirst_emulator_threads(kernel) }).ok()
+}
+
+/// That the kernel takes as many arguments, of as many bytes each.
+///
+/// # Errors
+/// Names the first that differs.
+pub fn check_arguments(kernel: i32, bytes: &[usize]) -> Result<(), String> {
+    let parameters = parameters(kernel);
+    if parameters.len() != bytes.len() {
+        return Err(format!("{} arguments for a kernel that takes {}", bytes.len(), parameters.len()));
+    }
+    for (index, (parameter, &bytes)) in parameters.iter().zip(bytes).enumerate() {
+        if parameter.bytes != bytes {
+            return Err(format!("argument {index} has {bytes} bytes, the kernel's has {}", parameter.bytes));
+        }
+    }
+    Ok(())
+}
+
+/// Runs a kernel to its end. Each argument stands in the first bytes of a slot; `shared` counts bytes.
+///
+/// # Errors
+/// What a GPU would refuse, and what went wrong in the kernel: with its name, block and thread. Memory may then be half written.
+///
+/// # Safety
+/// Pointers among the arguments hold what the kernel reads and writes, and nobody else touches it meanwhile.
+pub unsafe fn launch(
+    kernel: i32,
+    blocks: [u32; 3],
+    threads: [u32; 3],
+    shared: u32,
+    cooperative: bool,
+    slots: &[u64],
+    order: Order,
+) -> Result<(), String> {
+    let taken = parameters(kernel).len();
+    if taken != slots.len() {
+        return Err(format!("{} arguments for a kernel that takes {taken}", slots.len()));
+    }
+    let arguments: Vec<*const c_void> = slots.iter().map(|slot| std::ptr::from_ref(slot).cast()).collect();
+    let (order, seed) = match order {
+        Order::Forward => (0, 0),
+        Order::Reversed => (1, 0),
+        Order::Shuffled(seed) => (2, seed),
+    };
+    // SAFETY: three sizes each, as many slots as the kernel takes; the pointers in them are the caller's.
+    let status = unsafe {
+        ffi::headfirst_emulator_launch(
+            kernel,
+            blocks.as_ptr(),
+            threads.as_ptr(),
+            shared,
+            c_int::from(cooperative),
+            arguments.as_ptr(),
+            order,
+            seed,
+        )
+    };
+    if status == 0 { Ok(()) } else { Err(error()) }
+}
+
+fn error() -> String {
+    // SAFETY: a string that ends in 0, which lives until this thread's next call.
+    unsafe { CStr::from_ptr(ffi::headfirst_emulator_error()) }.to_string_lossy().into_owned()
+}
+
+/// `kernels/emulator/emulator.cpp`.
+#[cfg(not(emulator_missing))]
+mod present {
+    use super::*;
+
+    unsafe extern "C" {
+        pub fn headfirst_emulator_error() -> *const std::ffi::c_char;
+        pub fn headfirst_emulator_find(name: *const std::ffi::c_char) -> c_int;
+        pub fn headfirst_emulator_argument_count(kernel: c_int) -> c_int;
+        pub fn headfirst_emulator_argument_size(kernel: c_int, index: c_int) -> c_int;
+        pub fn headfirst_emulator_argument_kind(kernel: c_int, index: c_int) -> c_int;
+        pub fn headfirst_emulator_threads(kernel: c_int) -> c_int;
+        pub fn headfirst_emulator_launch(
+            kernel: c_int,
+            grid: *const c_uint,
+            block: *const c_uint,
+            shared_bytes: c_uint,
+            cooperative: c_int,
+            arguments: *const *const c_void,
+            order: c_int,
+            seed: c_ulonglong,
+        ) -> c_int;
+    }
+}
+
+/// The same functions where there are no kernels.
+#[cfg(emulator_missing)]
+mod missing {
+    use super::*;
+    use std::ffi::c_char;
+
+    pub unsafe fn headfirst_emulator_error() -> *const c_char {
+        c"the emulator was not built: no C++ compiler was found".as_ptr()
+    }
+    pub unsafe fn headfirst_emulator_find(_: *const c_char) -> c_int {
+        -1
+    }
+    pub unsafe fn headfirst_emulator_argument_count(_: c_int) -> c_int {
+        -1
+    }
+    pub unsafe fn headfirst_emulator_argument_size(_: c_int, _: c_int) -> c_int {
+        -1
+    }
+    pub unsafe fn headfirst_emulator_argument_kind(_: c_int, _: c_int) -> c_int {
+        -1
+    }
+    pub unsafe fn headfirst_emulator_threads(_: c_int) -> c_int {
+        -1
+    }
+    #[expect(clippy::too_many_arguments)]
+    pub unsafe fn headfirst_emulator_launch(
+        _: c_int,
+        _: *const c_uint,
+        _: *const c_uint,
+        _: c_uint,
+        _: c_int,
+        _: *const *const c_void,
+        _: c_int,
+        _: c_ulonglong,
+    ) -> c_int {
+        1
+    }
+}
