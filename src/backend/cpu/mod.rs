@@ -8,10 +8,12 @@
 pub mod activation;
 pub mod ctc;
 pub mod dropout;
+pub mod embedding;
+pub mod layer_norm;
 pub mod lstm;
 pub mod matmul;
 pub mod simd;
 pub mod softmax;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -10,12 +10,17 @@ pub mod ctc;
 pub mod driver;
 pub mod elementwise;
 pub mod embedded;
+pub mod embedding;
 #[cfg(feature = "emulator")]
 pub mod emulated;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod gpu;
+pub mod layer_norm;
 pub mod lstm;
 pub mod matmul;
+pub mod optim;
 pub mod sequences;
 pub mod softmax;
+#[cfg(all(test, feature = "emulator"))]
+pub(crate) mod testing;

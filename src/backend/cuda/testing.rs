@@ -1,0 +1,96 @@
+//! What the tests of the CUDA backend share: emulated devices, and tensors on them.
+
+use super::context::{Buffer, Context};
+use super::driver::Pointer;
+use super::emulated::Emulated;
+use super::emulator::{self, Order};
+use bytemuck::Pod;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// Elements before a tensor's start: none, and one, so that no access of 16 bytes fits.
+pub const BOTH_ALIGNMENTS: [usize; 2] = [0, 1];
+
+/// An emulated device. Its memory starts as NaN.
+pub struct Device {
+    pub context: Arc<Context>,
+}
+
+/// A tensor on it.
+pub struct OnDevice<T> {
+    buffer: Buffer,
+    shift: usize,
+    count: usize,
+    element: PhantomData<T>,
+}
+
+/// Runs `test` with threads in each order: whatever it compares must hold in all of them.
+pub fn for_all_orders(test: impl Fn(&Device)) {
+    if !emulator::AVAILABLE {
+        println!("skipped: the emulator was not built");
+        return;
+    }
+    for order in [Order::Forward, Order::Reversed, Order::Shuffled(7)] {
+        let device = Device::with(order);
+        test(&device);
+        device.context.check().unwrap_or_else(|error| panic!("{order:?}: {error}"));
+    }
+}
+
+impl Device {
+    /// Threads run forward; none if the emulator was not built.
+    pub fn new() -> Option<Self> {
+        emulator::AVAILABLE.then(|| Self::with(Order::Forward))
+    }
+
+    fn with(order: Order) -> Self {
+        Device { context: Context::new("emulator", Box::new(Emulated::new(order))) }
+    }
+
+    pub fn upload<T: Pod>(&self, data: &[T]) -> OnDevice<T> {
+        self.shifted(data, 0)
+    }
+
+    /// `data`, starting `shift` elements behind an aligned address.
+    pub fn shifted<T: Pod>(&self, data: &[T], shift: usize) -> OnDevice<T> {
+        let tensor = self.poisoned(data.len(), shift);
+        tensor.write(data);
+        tensor
+    }
+
+    /// Room for an output, all NaN.
+    pub fn poisoned<T: Pod>(&self, count: usize, shift: usize) -> OnDevice<T> {
+        let buffer = self.poisoned_bytes((count + shift) * size_of::<T>());
+        OnDevice { buffer, shift, count, element: PhantomData }
+    }
+
+    /// A workspace, all NaN.
+    pub fn poisoned_bytes(&self, bytes: usize) -> Buffer {
+        self.context.allocate(bytes)
+    }
+}
+
+impl<T: Pod> OnDevice<T> {
+    pub fn pointer(&self) -> Pointer {
+        self.buffer.pointer() + (self.shift * size_of::<T>()) as u64
+    }
+
+    pub fn values(&self) -> Vec<T> {
+        let all = self.buffer.context().download::<T>(&self.buffer, self.shift + self.count);
+        all[self.shift..].to_vec()
+    }
+
+    /// Replaces the first bytes.
+    pub fn write_bytes(&self, bytes: &[u8]) {
+        assert!(self.shift == 0, "a buffer is written from its start");
+        self.buffer.context().upload(&self.buffer, bytes);
+    }
+
+    /// Replaces all elements. What lies before the tensor stays poisoned.
+    pub fn write(&self, data: &[T]) {
+        assert_eq!(data.len(), self.count, "as many elements as the tensor has");
+        let mut all = vec![0xff_u8; self.shift * size_of::<T>()];
+        all.extend_from_slice(bytemuck::cast_slice(data));
+        self.buffer.context().upload(&self.buffer, &all);
+    }
+}
