@@ -42,16 +42,36 @@ constexpr int DIRECTION_BYTES = 80;
 // A counter of arrivals has a sector of the cache to itself.
 constexpr int COUNTER_STRIDE = 8;
 
+// What a launch computes: `launched` directions from `first_direction` on, and of the sequences from `first_sequence` on `slices` slices of
+// `columns` (a column is a sequence of a slice), `tile` of them at a time; both multiples of GROUP. The rest of a direction or a batch that is
+// too large for the chip is another launch's.
+struct Launch {
+    int steps, rows, hidden, sequences, directions; // T, R, H, N, D
+    int first_direction, launched, first_sequence, slices, columns, tile, weight_slots;
+    int first_step, last_step;
+};
+
 // Where a block works: `block` of `blocks` in a group.
 struct Place {
-    int group, blocks, block, direction, slice;
+    int groups, group, blocks, block, direction, slice, first_sequence;
 
-    DEVICE Place(int directions, int slices) {
-        blocks = gridDim.x / (directions * slices);
+    DEVICE explicit Place(const Launch &launch) {
+        groups = launch.launched * launch.slices;
+        blocks = gridDim.x / groups;
         group = blockIdx.x / blocks;
         block = blockIdx.x % blocks;
-        direction = group / slices;
-        slice = group % slices;
+        direction = launch.first_direction + group / launch.slices;
+        slice = group % launch.slices;
+        first_sequence = launch.first_sequence + slice * launch.columns;
+    }
+
+    // This thread among all those of the direction, and their number.
+    DEVICE int worker() const { return (slice * blocks + block) * blockDim.x + threadIdx.x; }
+    DEVICE int workers(const Launch &launch) const { return launch.slices * blocks * blockDim.x; }
+
+    // The group's buffer that step `number` reads: [columns, column_bytes].
+    DEVICE unsigned char *buffer(unsigned char *exchange, int number, const Launch &launch, int column_bytes) const {
+        return exchange + (long long)((number & 1) * groups + group) * launch.columns * column_bytes;
     }
 };
 
@@ -129,11 +149,9 @@ struct ForwardArguments {
     ForwardDirection first, second;
     float *output; // [R, D H]
     const int *offsets;
-    int steps, rows, hidden, sequences, direction_count;
-    int slices, columns, tile; // sequences of a slice, and how many of them are computed at a time; multiples of GROUP
-    int weight_slots, first_step, last_step;
+    Launch launch;
     unsigned *counters;
-    unsigned char *exchange; // [2, D, slices, columns, chunks, CHUNK_BYTES]
+    unsigned char *exchange; // [2, launched, slices, columns, chunks, CHUNK_BYTES]
 };
 
 // Rows of A: four gates a unit. W_hh has less than 2^31 weights.
@@ -155,27 +173,26 @@ template <int CHUNK> struct ForwardOperand {
 template <class Core> DEVICE void forward(const ForwardArguments &a) {
     constexpr int UNITS = Core::ROWS / 4, SLOTS = 5, HIDDEN = 4; // the slot of h, behind the gates'
     SHARED_MEMORY(unsigned char, shared);
-    const int H = a.hidden, thread = threadIdx.x, threads = blockDim.x, warps = threads / WARP;
-    const Place place(a.direction_count, a.slices);
+    const Launch &launch = a.launch;
+    const int H = launch.hidden, thread = threadIdx.x, threads = blockDim.x, warps = threads / WARP;
+    const Place place(launch);
     const int chunks = (H + Core::CHUNK - 1) / Core::CHUNK, column_bytes = chunks * CHUNK_BYTES;
-    const Memory<Core, ForwardDirection, UNITS, SLOTS> memory(shared, chunks, a.weight_slots, a.tile, a.columns);
+    const Memory<Core, ForwardDirection, UNITS, SLOTS> memory(shared, chunks, launch.weight_slots, launch.tile, launch.columns);
     if (thread == 0) *memory.direction = place.direction == 0 ? a.first : a.second;
     const ForwardDirection &d = *memory.direction; // there after the barrier in Steps
-    const int first_unit = place.block * UNITS, units = min(UNITS, H - first_unit);
-    const int first_sequence = place.slice * a.columns;
-
-    const Steps steps(a.offsets, a.steps, first_sequence, a.columns, place.direction == 0, reinterpret_cast<int *>(memory.sums));
-    const int last_step = min(a.last_step, steps.count);
-    if (a.first_step < 0) {
+    const int first_unit = place.block * UNITS;
+    const Steps steps(a.offsets, launch.steps, place.first_sequence, launch.columns, place.direction == 0, reinterpret_cast<int *>(memory.sums));
+    const int last_step = min(launch.last_step, steps.count);
+    if (launch.first_step < 0) {
         // The rows behind the last sequence's.
-        const int of_direction = a.slices * place.blocks, worker = (blockIdx.x % of_direction) * threads + thread;
-        const int workers = of_direction * threads, end = a.offsets[a.steps], width = a.direction_count * H;
-        clear(d.gates, (long long)end * 4 * H, (long long)a.rows * 4 * H, worker, workers);
-        clear(d.cells, (long long)end * H, (long long)a.rows * H, worker, workers);
-        if (place.direction == 0) clear(a.output, (long long)end * width, (long long)a.rows * width, worker, workers);
+        const int worker = place.worker(), workers = place.workers(launch), width = launch.directions * H;
+        const long long from = a.offsets[launch.steps], to = launch.rows;
+        clear(d.gates, from * 4 * H, to * 4 * H, worker, workers);
+        clear(d.cells, from * H, to * H, worker, workers);
+        if (place.direction == 0) clear(a.output, from * width, to * width, worker, workers);
     }
 
-    Product<Core, ForwardOperand<Core::CHUNK>> product({d.weight + first_unit * H, H, units}, chunks, a.weight_slots, memory.stages,
+    Product<Core, ForwardOperand<Core::CHUNK>> product({d.weight + first_unit * H, H, H - first_unit}, chunks, launch.weight_slots, memory.stages,
                                                        memory.weights);
     if (last_step > 0) product.load();
 #pragma unroll 1
@@ -184,14 +201,14 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
         if (unit < H) memory.bias[i] = d.input_bias[i % 4 * H + unit] + d.recurrent_bias[i % 4 * H + unit];
     }
 
-    Step before = steps[a.first_step - 1], now = steps[a.first_step];
+    Step before = steps[launch.first_step - 1], now = steps[launch.first_step];
 #pragma unroll 1
-    for (int i = thread; i < a.columns * UNITS; i += threads) {
-        const int n = i / UNITS, unit = first_unit + i % UNITS, sequence = first_sequence + n;
+    for (int i = thread; i < launch.columns * UNITS; i += threads) {
+        const int n = i / UNITS, unit = first_unit + i % UNITS, sequence = place.first_sequence + n;
         float cell = 0.0f;
         if (unit < H && n < before.active) {
             cell = d.cells[(long long)(before.row + n) * H + unit];
-        } else if (unit < H && sequence < a.sequences && d.initial_cell) {
+        } else if (unit < H && sequence < launch.sequences && d.initial_cell) {
             cell = d.initial_cell[(long long)sequence * H + unit];
         }
         memory.state[i] = cell;
@@ -199,47 +216,45 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
 
     const auto fetch = [&](const Step &step, int tile) {
 #pragma unroll 1
-        for (int i = thread; i < min(a.tile, step.active - tile) * UNITS; i += threads) {
+        for (int i = thread; i < min(launch.tile, step.active - tile) * UNITS; i += threads) {
             const int n = tile + i / UNITS, u = i % UNITS;
-            if (u >= units) continue;
+            if (first_unit + u >= H) continue;
             const float *gates = d.gates + (long long)(step.row + n) * 4 * H + first_unit + u;
             for (int gate = 0; gate < 4; ++gate) copy_async<4>(&memory.slot(gate, i), gates + gate * H);
         }
         copy_async_commit();
     };
     const auto hand_over = [&](int number, int n, int unit, float h) {
-        const long long slice = ((number & 1) * a.direction_count + place.direction) * a.slices + place.slice;
-        auto *column = reinterpret_cast<typename Core::Element *>(a.exchange + (slice * a.columns + n) * column_bytes);
-        column[unit] = Core::element(h);
+        unsigned char *column = place.buffer(a.exchange, number, launch, column_bytes) + (long long)n * column_bytes;
+        reinterpret_cast<typename Core::Element *>(column)[unit] = Core::element(h);
     };
     unsigned *counter = a.counters + place.group * COUNTER_STRIDE;
 
     fetch(now, 0);
-    for (int number = a.first_step; number < last_step; ++number) {
+    for (int number = launch.first_step; number < last_step; ++number) {
         const Step next = steps[number + 1];
         const int going_on = min(now.active, next.active);
         // Sequences that begin without an initial state have nothing to multiply.
         const int with_product = d.initial_hidden ? now.active : min(before.active, now.active);
         if (with_product > 0) grid_wait(counter, place.blocks * (number + 1));
-        const long long slice = ((number & 1) * a.direction_count + place.direction) * a.slices + place.slice;
-        const unsigned char *from = a.exchange + slice * a.columns * column_bytes;
+        const unsigned char *from = place.buffer(a.exchange, number, launch, column_bytes);
 
-        for (int tile = 0; tile == 0 || tile < now.active; tile += a.tile) {
-            const int items = min(a.tile, now.active - tile) * UNITS, multiplied = min(a.tile, with_product - tile);
+        for (int tile = 0; tile == 0 || tile < now.active; tile += launch.tile) {
+            const int items = min(launch.tile, now.active - tile) * UNITS, multiplied = min(launch.tile, with_product - tile);
             if (multiplied > 0) {
                 product.run(from + (long long)tile * column_bytes, column_bytes, multiplied,
-                            memory.sums + thread / WARP * a.tile * Core::STRIDE);
+                            memory.sums + thread / WARP * launch.tile * Core::STRIDE);
             }
             copy_async_wait<0>();
             barrier();
 #pragma unroll 1
             for (int i = thread; i < items; i += threads) {
                 const int n = i / UNITS, u = i % UNITS;
-                if (u >= units) continue;
+                if (first_unit + u >= H) continue;
                 float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 if (n < multiplied) {
                     const float *part = memory.sums + n * Core::STRIDE + 4 * u;
-                    for (int warp = 0; warp < warps; ++warp, part += a.tile * Core::STRIDE) {
+                    for (int warp = 0; warp < warps; ++warp, part += launch.tile * Core::STRIDE) {
                         const float4 x = *reinterpret_cast<const float4 *>(part);
                         sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
                     }
@@ -259,13 +274,13 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
                 memory.slot(3, i) = output_gate;
                 memory.slot(HIDDEN, i) = h;
             }
-            const bool last_tile = tile + a.tile >= now.active;
+            const bool last_tile = tile + launch.tile >= now.active;
             if (last_tile) {
                 if (d.initial_hidden) {
 #pragma unroll 1
                     for (int i = thread; i < (next.active - going_on) * UNITS; i += threads) {
                         const int n = going_on + i / UNITS, unit = first_unit + i % UNITS;
-                        if (unit < H) hand_over(number + 1, n, unit, d.initial_hidden[(long long)(first_sequence + n) * H + unit]);
+                        if (unit < H) hand_over(number + 1, n, unit, d.initial_hidden[(long long)(place.first_sequence + n) * H + unit]);
                     }
                 }
                 grid_arrive(counter);
@@ -275,14 +290,14 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
 #pragma unroll 1
             for (int i = thread; i < items; i += threads) {
                 const int n = tile + i / UNITS, u = i % UNITS, unit = first_unit + u;
-                if (u >= units) continue;
+                if (unit >= H) continue;
                 const long long row = now.row + n;
                 const float cell = memory.state[n * UNITS + u], h = memory.slot(HIDDEN, i);
                 for (int gate = 0; gate < 4; ++gate) d.gates[(row * 4 + gate) * H + unit] = memory.slot(gate, i);
                 d.cells[row * H + unit] = cell;
-                a.output[(row * a.direction_count + place.direction) * H + unit] = h;
+                a.output[(row * launch.directions + place.direction) * H + unit] = h;
                 if (n >= going_on) {
-                    const long long state = (long long)(first_sequence + n) * H + unit;
+                    const long long state = (long long)(place.first_sequence + n) * H + unit;
                     if (d.final_hidden) d.final_hidden[state] = h;
                     if (d.final_cell) d.final_cell[state] = cell;
                 }
@@ -290,7 +305,7 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
             if (last_tile) {
                 fetch(next, 0);
             } else {
-                fetch(now, tile + a.tile);
+                fetch(now, tile + launch.tile);
             }
         }
         before = now;
@@ -312,11 +327,10 @@ struct BackwardArguments {
     BackwardDirection first, second;
     const float *output_gradient; // [R, D H]
     const int *offsets;
-    int steps, rows, hidden, sequences, direction_count;
-    int slices, columns, tile, weight_slots, first_step, last_step;
+    Launch launch;
     unsigned *counters;
-    unsigned char *exchange; // [2, D, slices, columns, 4, chunks, CHUNK_BYTES]
-    float *parts;            // [D, slices, blocks / 4, columns, 4, Core::ROWS]; with PARTS = 4
+    unsigned char *exchange; // [2, launched, slices, columns, 4, chunks, CHUNK_BYTES]
+    float *parts;            // [launched, slices, blocks / 4, columns, 4, Core::ROWS]; with PARTS = 4
 };
 
 // Rows of A: units. k runs over the gates' rows of W_hh, each gate's padded to whole chunks.
@@ -339,90 +353,87 @@ template <int CHUNK> struct BackwardOperand {
 template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a) {
     constexpr int UNITS = Core::ROWS / PARTS, SLOTS = 7, CELL = 4, EARLIER_CELL = 5, OUTPUT = 6; // slots behind the gates'
     SHARED_MEMORY(unsigned char, shared);
-    const int H = a.hidden, thread = threadIdx.x, threads = blockDim.x, warps = threads / WARP;
-    const Place place(a.direction_count, a.slices);
+    const Launch &launch = a.launch;
+    const int H = launch.hidden, thread = threadIdx.x, threads = blockDim.x, warps = threads / WARP;
+    const Place place(launch);
     const int gate_chunks = (H + Core::CHUNK - 1) / Core::CHUNK, gate_bytes = gate_chunks * CHUNK_BYTES, column_bytes = 4 * gate_bytes;
     const int chunks = 4 / PARTS * gate_chunks;
-    const Memory<Core, BackwardDirection, UNITS, SLOTS> memory(shared, chunks, a.weight_slots, a.tile, a.columns);
+    const Memory<Core, BackwardDirection, UNITS, SLOTS> memory(shared, chunks, launch.weight_slots, launch.tile, launch.columns);
     if (thread == 0) *memory.direction = place.direction == 0 ? a.first : a.second;
     const BackwardDirection &d = *memory.direction; // there after the barrier in Steps
     const int team = place.block / PARTS, part = place.block % PARTS; // PARTS blocks share the rows of A
-    const int first_unit = place.block * UNITS, units = max(0, min(UNITS, H - first_unit));
-    const int first_sequence = place.slice * a.columns;
-
-    const Steps steps(a.offsets, a.steps, first_sequence, a.columns, place.direction == 1, reinterpret_cast<int *>(memory.sums));
+    const int first_unit = place.block * UNITS;
+    const Steps steps(a.offsets, launch.steps, place.first_sequence, launch.columns, place.direction == 1, reinterpret_cast<int *>(memory.sums));
     // One step more, without sequences, gives W_hh^T dgates of the last: the gradient of the initial h.
-    const int last_step = min(a.last_step, steps.count + (d.initial_hidden_gradient ? 1 : 0));
-    if (a.first_step == 0) {
-        const int of_direction = a.slices * place.blocks, worker = (blockIdx.x % of_direction) * threads + thread;
-        clear(d.gates, (long long)a.offsets[a.steps] * 4 * H, (long long)a.rows * 4 * H, worker, of_direction * threads);
+    const int last_step = min(launch.last_step, steps.count + (d.initial_hidden_gradient ? 1 : 0));
+    if (launch.first_step == 0) {
+        clear(d.gates, a.offsets[launch.steps] * 4ll * H, launch.rows * 4ll * H, place.worker(), place.workers(launch));
     }
 
     const int first_row = team * Core::ROWS;
     Product<Core, BackwardOperand<Core::CHUNK>> product({d.weight + part * H * H + first_row, H, H - first_row, gate_chunks}, chunks,
-                                                        a.weight_slots, memory.stages, memory.weights);
+                                                        launch.weight_slots, memory.stages, memory.weights);
     if (last_step > 1) product.load();
 
     // The cells' gradient passes through cell_gradient from launch to launch.
     const auto move_state = [&](bool out) {
 #pragma unroll 1
-        for (int i = thread; i < min(a.columns, a.sequences - first_sequence) * UNITS; i += threads) {
+        for (int i = thread; i < min(launch.columns, launch.sequences - place.first_sequence) * UNITS; i += threads) {
             const int unit = first_unit + i % UNITS;
             if (unit >= H) continue;
-            float &global = d.cell_gradient[(long long)(first_sequence + i / UNITS) * H + unit];
+            float &global = d.cell_gradient[(long long)(place.first_sequence + i / UNITS) * H + unit];
             (out ? global : memory.state[i]) = out ? memory.state[i] : global;
         }
     };
     move_state(false);
 
-    Step before = steps[a.first_step - 1], now = steps[a.first_step], next = steps[a.first_step + 1];
+    Step before = steps[launch.first_step - 1], now = steps[launch.first_step], next = steps[launch.first_step + 1];
     const auto fetch = [&](const Step &step, const Step &after, int tile) {
 #pragma unroll 1
-        for (int i = thread; i < min(a.tile, step.active - tile) * UNITS; i += threads) {
+        for (int i = thread; i < min(launch.tile, step.active - tile) * UNITS; i += threads) {
             const int n = tile + i / UNITS, u = i % UNITS, unit = first_unit + u;
-            if (u >= units) continue;
+            if (unit >= H) continue;
             const long long row = step.row + n;
             for (int gate = 0; gate < 4; ++gate) copy_async<4>(&memory.slot(gate, i), d.gates + (row * 4 + gate) * H + unit);
             copy_async<4>(&memory.slot(CELL, i), d.cells + row * H + unit);
             if (n < after.active) {
                 copy_async<4>(&memory.slot(EARLIER_CELL, i), d.cells + (long long)(after.row + n) * H + unit);
             } else if (d.initial_cell) {
-                copy_async<4>(&memory.slot(EARLIER_CELL, i), d.initial_cell + (long long)(first_sequence + n) * H + unit);
+                copy_async<4>(&memory.slot(EARLIER_CELL, i), d.initial_cell + (long long)(place.first_sequence + n) * H + unit);
             } else {
                 memory.slot(EARLIER_CELL, i) = 0.0f;
             }
-            copy_async<4>(&memory.slot(OUTPUT, i), a.output_gradient + (row * a.direction_count + place.direction) * H + unit);
+            copy_async<4>(&memory.slot(OUTPUT, i), a.output_gradient + (row * launch.directions + place.direction) * H + unit);
         }
         copy_async_commit();
     };
     unsigned *counter = a.counters + place.group * COUNTER_STRIDE;
     const int teams = place.blocks / PARTS;
-    unsigned *team_counter = a.counters + (a.direction_count * a.slices + place.group * teams + team) * COUNTER_STRIDE;
+    unsigned *team_counter = a.counters + (place.groups + place.group * teams + team) * COUNTER_STRIDE;
     unsigned team_arrivals = 0;
 
     fetch(now, next, 0);
-    for (int number = a.first_step; number < last_step; ++number) {
+    for (int number = launch.first_step; number < last_step; ++number) {
         const Step after = steps[number + 2];
         const int continuing = min(before.active, now.active);
         const int with_product = d.initial_hidden_gradient ? before.active : continuing;
         const int width = max(now.active, with_product);
         if (with_product > 0) grid_wait(counter, place.blocks * number);
-        const long long slice = place.direction * a.slices + place.slice, all_slices = a.direction_count * a.slices;
-        const unsigned char *from = a.exchange + ((number & 1) * all_slices + slice) * a.columns * column_bytes;
-        unsigned char *to = a.exchange + ((number + 1 & 1) * all_slices + slice) * a.columns * column_bytes;
+        const unsigned char *from = place.buffer(a.exchange, number, launch, column_bytes);
+        unsigned char *to = place.buffer(a.exchange, number + 1, launch, column_bytes);
 
-        for (int tile = 0; tile < width; tile += a.tile) {
-            const int items = min(a.tile, width - tile) * UNITS, multiplied = min(a.tile, with_product - tile);
-            float *team_sums = a.parts + ((slice * teams + team) * a.columns + tile) * PARTS * Core::ROWS; // [multiplied, PARTS, ROWS]
+        for (int tile = 0; tile < width; tile += launch.tile) {
+            const int items = min(launch.tile, width - tile) * UNITS, multiplied = min(launch.tile, with_product - tile);
+            float *team_sums = a.parts + ((long long)(place.group * teams + team) * launch.columns + tile) * PARTS * Core::ROWS; // [multiplied, PARTS, ROWS]
             const auto sum_of_warps = [&](int n, int row) {
                 float sum = 0.0f;
                 const float *from_warp = memory.sums + n * Core::STRIDE + row;
-                for (int warp = 0; warp < warps; ++warp) sum += from_warp[warp * a.tile * Core::STRIDE];
+                for (int warp = 0; warp < warps; ++warp) sum += from_warp[warp * launch.tile * Core::STRIDE];
                 return sum;
             };
             if (multiplied > 0) {
                 product.run(from + (long long)tile * column_bytes + (PARTS == 1 ? 0 : part * gate_bytes), column_bytes, multiplied,
-                            memory.sums + thread / WARP * a.tile * Core::STRIDE);
+                            memory.sums + thread / WARP * launch.tile * Core::STRIDE);
             }
             copy_async_wait<0>();
             barrier();
@@ -439,7 +450,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
 #pragma unroll 1
             for (int i = thread; i < items; i += threads) {
                 const int n = i / UNITS, u = i % UNITS, unit = first_unit + u, column = tile + n;
-                if (u >= units) continue;
+                if (unit >= H) continue;
                 float recurrent = 0.0f;
                 if (n < multiplied && PARTS == 1) recurrent = sum_of_warps(n, u);
                 if (n < multiplied && PARTS > 1) {
@@ -447,7 +458,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
                         recurrent += __ldcg(team_sums + (n * PARTS + gate) * Core::ROWS + part * UNITS + u);
                     }
                 }
-                const long long sequence = (long long)(first_sequence + column) * H + unit;
+                const long long sequence = (long long)(place.first_sequence + column) * H + unit;
                 if (column >= now.active) {
                     d.initial_hidden_gradient[sequence] = recurrent; // its first step was the one before
                     continue;
@@ -470,16 +481,16 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
                     memory.slot(gate, i) = gradients[gate];
                 }
             }
-            const bool last_tile = tile + a.tile >= width;
+            const bool last_tile = tile + launch.tile >= width;
             if (last_tile) {
                 grid_arrive(counter);
             } else {
                 barrier();
             }
 #pragma unroll 1
-            for (int i = thread; i < min(a.tile, now.active - tile) * UNITS; i += threads) {
+            for (int i = thread; i < min(launch.tile, now.active - tile) * UNITS; i += threads) {
                 const int n = tile + i / UNITS, u = i % UNITS;
-                if (u >= units) continue;
+                if (first_unit + u >= H) continue;
                 for (int gate = 0; gate < 4; ++gate) {
                     d.gates[((long long)(now.row + n) * 4 + gate) * H + first_unit + u] = memory.slot(gate, i);
                 }
@@ -487,7 +498,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
             if (last_tile) {
                 fetch(next, after, 0);
             } else {
-                fetch(now, next, tile + a.tile);
+                fetch(now, next, tile + launch.tile);
             }
         }
         before = now;
@@ -525,36 +536,41 @@ KERNEL(256, 1) lstm_previous_hidden(const float *output, const float *initial, f
 }
 
 // The kernels by name: what each core and number of parts are good for, src/backend/cuda/lstm.rs knows.
-#define FORWARD(name, ...)                                                                                                                 \
-    KERNEL(WARP *__VA_ARGS__::WARPS, 1)                                                                                                    \
+#define LAUNCH                                                                                                                             \
+    int steps, int rows, int hidden, int sequences, int directions, int first_direction, int launched, int first_sequence, int slices,    \
+        int columns, int tile, int weight_slots, int first_step, int last_step
+#define LAUNCHED                                                                                                                           \
+    {                                                                                                                                      \
+        steps, rows, hidden, sequences, directions, first_direction, launched, first_sequence, slices, columns, tile, weight_slots,       \
+            first_step, last_step                                                                                                          \
+    }
+
+#define FORWARD(name, Core)                                                                                                                \
+    KERNEL(WARP *Core::WARPS, 1)                                                                                                           \
     name(float *gates0, float *cells0, const float *weight0, const float *input_bias0, const float *recurrent_bias0,                      \
          const float *initial_hidden0, const float *initial_cell0, float *final_hidden0, float *final_cell0, float *gates1,              \
          float *cells1, const float *weight1, const float *input_bias1, const float *recurrent_bias1, const float *initial_hidden1,      \
-         const float *initial_cell1, float *final_hidden1, float *final_cell1, float *output, const int *offsets, int steps, int rows,   \
-         int hidden, int sequences, int directions, int slices, int columns, int tile, int weight_slots, int first_step, int last_step,     \
+         const float *initial_cell1, float *final_hidden1, float *final_cell1, float *output, const int *offsets, LAUNCH,                 \
          unsigned *counters, unsigned char *exchange) {                                                                                    \
-        forward<__VA_ARGS__>({{gates0, cells0, weight0, input_bias0, recurrent_bias0, initial_hidden0, initial_cell0, final_hidden0,      \
-                                final_cell0},                                                                                              \
-                               {gates1, cells1, weight1, input_bias1, recurrent_bias1, initial_hidden1, initial_cell1, final_hidden1,      \
-                                final_cell1},                                                                                             \
-                              output, offsets, steps, rows, hidden, sequences, directions, slices, columns, tile, weight_slots, first_step,  \
-                              last_step, counters, exchange});                                                                             \
+        forward<Core>({{gates0, cells0, weight0, input_bias0, recurrent_bias0, initial_hidden0, initial_cell0, final_hidden0,             \
+                        final_cell0},                                                                                                      \
+                       {gates1, cells1, weight1, input_bias1, recurrent_bias1, initial_hidden1, initial_cell1, final_hidden1,             \
+                        final_cell1},                                                                                                      \
+                       output, offsets, LAUNCHED, counters, exchange});                                                                    \
     }                                                                                                                                      \
     EXPORT(name)
 
-#define BACKWARD(name, parts_, ...)                                                                                                        \
-    KERNEL(WARP *__VA_ARGS__::WARPS, 1)                                                                                                    \
+#define BACKWARD(name, Core, PARTS)                                                                                                        \
+    KERNEL(WARP *Core::WARPS, 1)                                                                                                           \
     name(float *gates0, const float *cells0, const float *weight0, const float *initial_cell0, float *cell_gradient0,                     \
          const float *final_hidden_gradient0, float *initial_hidden_gradient0, float *gates1, const float *cells1, const float *weight1, \
          const float *initial_cell1, float *cell_gradient1, const float *final_hidden_gradient1, float *initial_hidden_gradient1,         \
-         const float *output_gradient, const int *offsets, int steps, int rows, int hidden, int sequences, int directions, int slices,  \
-         int columns, int tile, int weight_slots, int first_step, int last_step, unsigned *counters, unsigned char *exchange, float *parts) { \
-        backward<__VA_ARGS__, parts_>({{gates0, cells0, weight0, initial_cell0, cell_gradient0, final_hidden_gradient0,                   \
-                                         initial_hidden_gradient0},                                                                        \
-                                        {gates1, cells1, weight1, initial_cell1, cell_gradient1, final_hidden_gradient1,                   \
-                                         initial_hidden_gradient1},                                                                       \
-                                       output_gradient, offsets, steps, rows, hidden, sequences, directions, slices, columns, tile,       \
-                                       weight_slots, first_step, last_step, counters, exchange, parts});                                      \
+         const float *output_gradient, const int *offsets, LAUNCH, unsigned *counters, unsigned char *exchange, float *parts) {           \
+        backward<Core, PARTS>({{gates0, cells0, weight0, initial_cell0, cell_gradient0, final_hidden_gradient0,                           \
+                                initial_hidden_gradient0},                                                                                 \
+                               {gates1, cells1, weight1, initial_cell1, cell_gradient1, final_hidden_gradient1,                           \
+                                initial_hidden_gradient1},                                                                                 \
+                               output_gradient, offsets, LAUNCHED, counters, exchange, parts});                                            \
     }                                                                                                                                      \
     EXPORT(name)
 
@@ -566,10 +582,10 @@ using NarrowTf32 = TensorCore<Tf32, 2, 8>;
 FORWARD(lstm_forward_f32, Scalar);
 FORWARD(lstm_forward_bf16, WideBfloat16);
 FORWARD(lstm_forward_tf32, WideTf32);
-BACKWARD(lstm_backward_f32, 1, Scalar);
-BACKWARD(lstm_backward_f32_parts, 4, Scalar);
-BACKWARD(lstm_backward_bf16, 1, NarrowBfloat16);
-BACKWARD(lstm_backward_bf16_parts, 4, WideBfloat16);
-BACKWARD(lstm_backward_tf32, 1, NarrowTf32);
-BACKWARD(lstm_backward_tf32_parts, 4, WideTf32);
+BACKWARD(lstm_backward_f32, Scalar, 1);
+BACKWARD(lstm_backward_f32_parts, Scalar, 4);
+BACKWARD(lstm_backward_bf16, NarrowBfloat16, 1);
+BACKWARD(lstm_backward_bf16_parts, WideBfloat16, 4);
+BACKWARD(lstm_backward_tf32, NarrowTf32, 1);
+BACKWARD(lstm_backward_tf32_parts, WideTf32, 4);
 EXPORT(lstm_previous_hidden);

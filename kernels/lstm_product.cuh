@@ -28,9 +28,6 @@ constexpr int GROUP_BYTES = GROUP * CHUNK_BYTES; // of one chunk
 // Where lane l's 16 bytes of a group's chunk are in shared memory, in units of 16 bytes: column, and the quarter of its 64 bytes.
 DEVICE int group_place(int column, int quarter) { return column * (CHUNK_BYTES / 16) + quarter; }
 
-// Memory is not accessed earlier than it says here: a compiler that loads far ahead has too few registers beside the weights.
-DEVICE void keep_order() { asm volatile("" ::: "memory"); }
-
 // The rows, of 16, of tensor cores: m16n8k16 for bf16, m16n8k8 for tf32. `half` is the one of a chunk's two products.
 struct Bfloat16 {
     using Element = __nv_bfloat16;
@@ -75,18 +72,21 @@ template <class Type, int TILES, int HELD_CHUNKS> struct TensorCore {
     static constexpr int STRIDE = ROWS + 4;         // of a column of sums: lanes of a fragment's four columns store to different banks
     static constexpr int WEIGHTS = 2 * TILES;       // 16-byte vectors of a lane for one chunk
     static constexpr int SUMS = TILES < 4 ? 2 : 1;
-    A held[HELD][2][TILES];
+    A held[HELD][2][TILES] = {};
 
     static DEVICE Element element(float value) { return Type::element(value); }
 
+    // Half a chunk at a time in a loop that is not unrolled: its code would be the larger part of the kernel.
     template <class Operand> DEVICE void hold(const Operand &operand, int first, int count) {
+#pragma unroll 1
+        for (int part = 0; part < 2 * min(count, HELD); ++part) {
+            const auto weights = operand.chunk(first + part / 2);
+            A fresh[TILES];
 #pragma unroll
-        for (int chunk = 0; chunk < HELD; ++chunk) {
-            if (chunk < count) {
-                const auto weights = operand.chunk(first + chunk);
+            for (int tile = 0; tile < TILES; ++tile) fresh[tile] = fragment(weights, part % 2 * TILES + tile);
 #pragma unroll
-                for (int i = 0; i < WEIGHTS; ++i) held[chunk][i / TILES][i % TILES] = fragment(weights, i);
-                keep_order();
+            for (int i = 0; i < 2 * HELD * TILES; ++i) {
+                if (part == i / TILES) held[i / TILES / 2][i / TILES % 2][i % TILES] = fresh[i % TILES];
             }
         }
     }
@@ -141,22 +141,24 @@ template <class Type, int TILES, int HELD_CHUNKS> struct TensorCore {
 // quarters are added by shuffles.
 struct Scalar {
     using Element = float;
-    static constexpr int CHUNK = 16, HELD = 7, WARPS = 8;
+    static constexpr int CHUNK = 16, HELD = 6, WARPS = 8;
     static constexpr int ROWS = 40;
     static constexpr int STRIDE = ROWS; // 8 modulo 32: the four columns of a store go to different banks
     static constexpr int WEIGHTS = ROWS / 8;
-    float4 held[HELD][WEIGHTS];
+    float4 held[HELD][WEIGHTS] = {};
 
     static DEVICE Element element(float value) { return value; }
 
     template <class Operand> DEVICE void hold(const Operand &operand, int first, int count) {
+#pragma unroll 1
+        for (int chunk = 0; chunk < min(count, HELD); ++chunk) {
+            const auto weights = operand.chunk(first + chunk);
+            float4 fresh[WEIGHTS];
 #pragma unroll
-        for (int chunk = 0; chunk < HELD; ++chunk) {
-            if (chunk < count) {
-                const auto weights = operand.chunk(first + chunk);
+            for (int i = 0; i < WEIGHTS; ++i) fresh[i] = fragment(weights, i);
 #pragma unroll
-                for (int i = 0; i < WEIGHTS; ++i) held[chunk][i] = fragment(weights, i);
-                keep_order();
+            for (int i = 0; i < HELD * WEIGHTS; ++i) {
+                if (chunk == i / WEIGHTS) held[i / WEIGHTS][i % WEIGHTS] = fresh[i % WEIGHTS];
             }
         }
     }
