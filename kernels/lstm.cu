@@ -104,25 +104,20 @@ struct Steps {
 
 // What both passes share out of a block's shared memory; a column is a sequence of the slice.
 template <class Core, class Direction, int UNITS, int SLOTS> struct Memory {
-    Direction *direction; // in shared memory, for registers are what the weights need
-    unsigned char *stages;
-    uint4 *weights;
-    float *sums;  // [warps, tile, Core::STRIDE]: each warp's part of the product
+    Direction *direction;   // in shared memory, for registers are what the weights need
+    unsigned char *product; // ProductMemory
+    float *sums;            // [warps, tile, Core::STRIDE]: each warp's part of the product
     float *slots; // [SLOTS, tile, UNITS]: what belongs to the units of one row; only the thread that computes them touches it
     float *state; // [columns, UNITS]
     float *bias;  // [UNITS, 4]
     int slot_stride;
 
-    DEVICE Memory(unsigned char *memory, int total_chunks, int weight_slots, int tile, int columns) {
-        const int warps = blockDim.x / WARP, span = (total_chunks + warps - 1) / warps;
+    DEVICE Memory(unsigned char *memory, int chunks, int weight_slots, int tile, int columns) {
         static_assert(sizeof(Direction) <= DIRECTION_BYTES);
         direction = reinterpret_cast<Direction *>(memory);
-        stages = memory + DIRECTION_BYTES;
-        memory = stages + warps * DEPTH * span * GROUP_BYTES;
-        weights = reinterpret_cast<uint4 *>(memory);
-        memory += warps * weight_slots * Core::WEIGHTS * WARP * 16;
-        sums = reinterpret_cast<float *>(memory);
-        slots = sums + warps * tile * Core::STRIDE;
+        product = memory + DIRECTION_BYTES;
+        sums = reinterpret_cast<float *>(product + ProductMemory<Core>(chunks, weight_slots).bytes());
+        slots = sums + blockDim.x / WARP * tile * Core::STRIDE;
         slot_stride = tile * UNITS;
         state = slots + SLOTS * slot_stride;
         bias = state + columns * UNITS;
@@ -192,8 +187,7 @@ template <class Core> DEVICE void forward(const ForwardArguments &a) {
         if (place.direction == 0) clear(a.output, from * width, to * width, worker, workers);
     }
 
-    Product<Core, ForwardOperand<Core::CHUNK>> product({d.weight + first_unit * H, H, H - first_unit}, chunks, launch.weight_slots, memory.stages,
-                                                       memory.weights);
+    Product<Core, ForwardOperand<Core::CHUNK>> product({d.weight + first_unit * H, H, H - first_unit}, chunks, launch.weight_slots, memory.product);
     if (last_step > 0) product.load();
 #pragma unroll 1
     for (int i = thread; i < 4 * UNITS; i += threads) {
@@ -372,7 +366,7 @@ template <class Core, int PARTS> DEVICE void backward(const BackwardArguments &a
 
     const int first_row = team * Core::ROWS;
     Product<Core, BackwardOperand<Core::CHUNK>> product({d.weight + part * H * H + first_row, H, H - first_row, gate_chunks}, chunks,
-                                                        launch.weight_slots, memory.stages, memory.weights);
+                                                        launch.weight_slots, memory.product);
     if (last_step > 1) product.load();
 
     // The cells' gradient passes through cell_gradient from launch to launch.
@@ -574,10 +568,10 @@ KERNEL(256, 1) lstm_previous_hidden(const float *output, const float *initial, f
     }                                                                                                                                      \
     EXPORT(name)
 
-using WideBfloat16 = TensorCore<Bfloat16, 5, 4>;
-using NarrowBfloat16 = TensorCore<Bfloat16, 2, 8>;
-using WideTf32 = TensorCore<Tf32, 3, 6>;
-using NarrowTf32 = TensorCore<Tf32, 2, 8>;
+using WideBfloat16 = TensorCore<Bfloat16, 5, 4, 4>;
+using NarrowBfloat16 = TensorCore<Bfloat16, 2, 8, 4>;
+using WideTf32 = TensorCore<Tf32, 3, 6, 3>;
+using NarrowTf32 = TensorCore<Tf32, 2, 8, 4>;
 
 FORWARD(lstm_forward_f32, Scalar);
 FORWARD(lstm_forward_bf16, WideBfloat16);

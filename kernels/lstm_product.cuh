@@ -10,11 +10,12 @@
 //   held       the first HELD chunks of a warp: their weights stay in registers
 //   slot       room for the weights of a further chunk of a warp in shared memory. If there are fewer slots than chunks, the last slot takes
 //              the remaining ones in turn, from global memory at every step
-//   group      8 columns, what a tensor core's tile takes; B comes in group by group, DEPTH of them under way
+//   group      8 columns, what a tensor core's tile takes
+//   bite       the chunks of a warp that are multiplied from one stage: B comes in by bites of groups, DEPTH stages of them under way
 //
-// A core multiplies one group by a warp's chunks. Lane l brings in the 16 bytes l % 4 of column l / 4 of each chunk. For a tensor core that is
-// its own part of B, if the k's of a chunk are counted in another order, which does no harm where A counts them so too: lane l % 4 has
-// the CHUNK / 4 neighbouring k's that it loaded. So a warp of tensor cores exchanges nothing with itself.
+// A core multiplies a group by chunks. Lane l brings in the 16 bytes l % 4 of column l / 4 of each chunk. For a tensor core that is its own part
+// of B, if the k's of a chunk are counted in another order, which does no harm where A counts them so too: lane l % 4 has the CHUNK / 4
+// neighbouring k's that it loaded. So a warp of tensor cores exchanges nothing with itself.
 #pragma once
 
 #include "async.cuh"
@@ -23,10 +24,7 @@
 constexpr int CHUNK_BYTES = 64;
 constexpr int GROUP = 8;
 constexpr int DEPTH = 3;
-constexpr int GROUP_BYTES = GROUP * CHUNK_BYTES; // of one chunk
-
-// Where lane l's 16 bytes of a group's chunk are in shared memory, in units of 16 bytes: column, and the quarter of its 64 bytes.
-DEVICE int group_place(int column, int quarter) { return column * (CHUNK_BYTES / 16) + quarter; }
+constexpr int GROUP_VECTORS = GROUP * CHUNK_BYTES / 16; // of one chunk, 16 bytes each: column n has 4 n to 4 n + 3
 
 // The rows, of 16, of tensor cores: m16n8k16 for bf16, m16n8k8 for tf32. `half` is the one of a chunk's two products.
 struct Bfloat16 {
@@ -64,32 +62,21 @@ struct Tf32 {
 
 // TILES tiles of 16 rows by 8 columns a warp. With few tiles the two halves of a chunk have sums of their own: a product waits for the one
 // before that adds to the same sum, about 33 cycles, and 4 sums keep a multiprocessor's tensor cores busy.
-template <class Type, int TILES, int HELD_CHUNKS> struct TensorCore {
+template <class Type, int TILES, int HELD_CHUNKS, int BITE_CHUNKS> struct TensorCore {
     using Element = typename Type::Element;
     using A = typename Type::A;
-    static constexpr int CHUNK = Type::CHUNK, HELD = HELD_CHUNKS, WARPS = 8;
+    static constexpr int CHUNK = Type::CHUNK, HELD = HELD_CHUNKS, BITE = BITE_CHUNKS, WARPS = 8;
     static constexpr int ROWS = 16 * TILES;
-    static constexpr int STRIDE = ROWS + 4;         // of a column of sums: lanes of a fragment's four columns store to different banks
-    static constexpr int WEIGHTS = 2 * TILES;       // 16-byte vectors of a lane for one chunk
-    static constexpr int SUMS = TILES < 4 ? 2 : 1;
-    A held[HELD][2][TILES] = {};
+    static constexpr int STRIDE = ROWS + 4;   // of a column of sums: lanes of a fragment's four columns store to different banks
+    static constexpr int VECTORS = 2 * TILES; // a lane's weights for one chunk, 16 bytes each: those of half i / TILES, tile i % TILES
+    static constexpr int HALVES = TILES < 4 ? 2 : 1;
+
+    struct Sums {
+        FragmentC x[HALVES][TILES];
+    };
+    A held[HELD][VECTORS] = {};
 
     static DEVICE Element element(float value) { return Type::element(value); }
-
-    // Half a chunk at a time in a loop that is not unrolled: its code would be the larger part of the kernel.
-    template <class Operand> DEVICE void hold(const Operand &operand, int first, int count) {
-#pragma unroll 1
-        for (int part = 0; part < 2 * min(count, HELD); ++part) {
-            const auto weights = operand.chunk(first + part / 2);
-            A fresh[TILES];
-#pragma unroll
-            for (int tile = 0; tile < TILES; ++tile) fresh[tile] = fragment(weights, part % 2 * TILES + tile);
-#pragma unroll
-            for (int i = 0; i < 2 * HELD * TILES; ++i) {
-                if (part == i / TILES) held[i / TILES / 2][i / TILES % 2][i % TILES] = fresh[i % TILES];
-            }
-        }
-    }
 
     template <class Weights> static DEVICE A fragment(const Weights &weights, int i) {
         return Type::fragment(weights, i % TILES * 16, i / TILES);
@@ -100,68 +87,74 @@ template <class Type, int TILES, int HELD_CHUNKS> struct TensorCore {
         return make_uint4(a.x[0], a.x[1], a.x[2], a.x[3]);
     }
 
-    // `rest(chunk)` gives a chunk's weights behind the held ones, as this lane stored them; `group` is the first chunk's; `sums` [GROUP, STRIDE].
-    template <class Rest> DEVICE void multiply(const uint4 *group, int count, const Rest &rest, float *sums) const {
-        FragmentC sum[SUMS][TILES] = {};
-        const uint4 *mine = group + group_place(lane_index() / 4, lane_index() % 4);
-        const auto add = [&](int half, int tile, const A &a, uint4 x) {
-            const typename Type::B b = half == 0 ? typename Type::B{{x.x, x.y}} : typename Type::B{{x.z, x.w}};
-            mma(sum[half % SUMS][tile], a, b);
-        };
-#pragma unroll
-        for (int chunk = 0; chunk < HELD; ++chunk) {
-            if (chunk < count) {
-                const uint4 x = mine[chunk * (GROUP_BYTES / 16)];
-#pragma unroll
-                for (int i = 0; i < WEIGHTS; ++i) add(i / TILES, i % TILES, held[chunk][i / TILES][i % TILES], x);
-            }
-        }
+    // Half a chunk at a time, in a loop that is not unrolled: its code would be the larger part of the kernel.
+    template <class Operand> DEVICE void hold(const Operand &operand, int first, int count) {
 #pragma unroll 1
-        for (int chunk = HELD; chunk < count; ++chunk) {
-            const uint4 x = mine[chunk * (GROUP_BYTES / 16)];
-            const uint4 *weights = rest(chunk);
+        for (int part = 0; part < 2 * min(count, HELD); ++part) {
+            const auto weights = operand.chunk(first + part / 2);
+            A fresh[TILES];
 #pragma unroll
-            for (int i = 0; i < WEIGHTS; ++i) {
-                const uint4 a = weights[i * WARP];
-                add(i / TILES, i % TILES, A{{a.x, a.y, a.z, a.w}}, x);
+            for (int tile = 0; tile < TILES; ++tile) fresh[tile] = fragment(weights, part % 2 * TILES + tile);
+#pragma unroll
+            for (int i = 0; i < HELD * VECTORS; ++i) {
+                if (part == i / TILES) held[i / VECTORS][i % VECTORS] = fresh[i % TILES];
             }
         }
+    }
+
+    static DEVICE void add(Sums &sums, int i, const A &a, uint4 b) {
+        const int half = i / TILES;
+        mma(sums.x[half % HALVES][i % TILES], a, half == 0 ? typename Type::B{{b.x, b.y}} : typename Type::B{{b.z, b.w}});
+    }
+
+    static DEVICE uint4 mine(const uint4 *group) { return group[lane_index()]; }
+
+    // `chunk` is known when compiled. `group`: the chunk's part of B.
+    DEVICE void add_held(Sums &sums, int chunk, const uint4 *group) const {
+        const uint4 b = mine(group);
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) add(sums, i, held[chunk][i], b);
+    }
+
+    // `weights`: the lane's own, WARP apart.
+    static DEVICE void add_kept(Sums &sums, const uint4 *weights, const uint4 *group) {
+        const uint4 b = mine(group);
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) {
+            const uint4 a = weights[i * WARP];
+            add(sums, i, A{{a.x, a.y, a.z, a.w}}, b);
+        }
+    }
+
+    // to: [GROUP, STRIDE]
+    static DEVICE void store(const Sums &sums, float *to) {
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const float value = SUMS == 2 ? sum[0][tile].x[i] + sum[SUMS - 1][tile].x[i] : sum[0][tile].x[i];
-                sums[FragmentC::column(i) * STRIDE + 16 * tile + FragmentC::row(i)] = value;
+                float sum = sums.x[0][tile].x[i];
+                if (HALVES == 2) sum += sums.x[HALVES - 1][tile].x[i];
+                to[FragmentC::column(i) * STRIDE + 16 * tile + FragmentC::row(i)] = sum;
             }
         }
     }
 };
 
-// Exact f32: lane l has the rows l / 4, l / 4 + 8, ... and the quarter l % 4 of a chunk's k's. A vector of B serves 4 ROWS / 8 products; the four
-// quarters are added by shuffles.
+// Exact f32: lane l has the rows l / 4, l / 4 + 8, ... and the quarter l % 4 of a chunk's k's. A vector of B serves 4 VECTORS products; the sums
+// of the four quarters are added by shuffles.
 struct Scalar {
     using Element = float;
-    static constexpr int CHUNK = 16, HELD = 6, WARPS = 8;
+    static constexpr int CHUNK = 16, HELD = 6, BITE = 3, WARPS = 8;
     static constexpr int ROWS = 40;
     static constexpr int STRIDE = ROWS; // 8 modulo 32: the four columns of a store go to different banks
-    static constexpr int WEIGHTS = ROWS / 8;
-    float4 held[HELD][WEIGHTS] = {};
+    static constexpr int VECTORS = ROWS / 8;
+
+    struct Sums {
+        float x[GROUP][VECTORS];
+    };
+    float4 held[HELD][VECTORS] = {};
 
     static DEVICE Element element(float value) { return value; }
-
-    template <class Operand> DEVICE void hold(const Operand &operand, int first, int count) {
-#pragma unroll 1
-        for (int chunk = 0; chunk < min(count, HELD); ++chunk) {
-            const auto weights = operand.chunk(first + chunk);
-            float4 fresh[WEIGHTS];
-#pragma unroll
-            for (int i = 0; i < WEIGHTS; ++i) fresh[i] = fragment(weights, i);
-#pragma unroll
-            for (int i = 0; i < HELD * WEIGHTS; ++i) {
-                if (chunk == i / WEIGHTS) held[i / WEIGHTS][i % WEIGHTS] = fresh[i % WEIGHTS];
-            }
-        }
-    }
 
     template <class Weights> static DEVICE float4 fragment(const Weights &weights, int i) {
         const int row = 8 * i + lane_index() / 4, k = lane_index() % 4 * 4;
@@ -173,71 +166,102 @@ struct Scalar {
         return make_uint4(__float_as_uint(a.x), __float_as_uint(a.y), __float_as_uint(a.z), __float_as_uint(a.w));
     }
 
-    static DEVICE float add(float sum, float4 a, float4 b) {
-        return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+    template <class Operand> DEVICE void hold(const Operand &operand, int first, int count) {
+#pragma unroll 1
+        for (int chunk = 0; chunk < min(count, HELD); ++chunk) {
+            const auto weights = operand.chunk(first + chunk);
+            float4 fresh[VECTORS];
+#pragma unroll
+            for (int i = 0; i < VECTORS; ++i) fresh[i] = fragment(weights, i);
+#pragma unroll
+            for (int i = 0; i < HELD * VECTORS; ++i) {
+                if (chunk == i / VECTORS) held[i / VECTORS][i % VECTORS] = fresh[i % VECTORS];
+            }
+        }
     }
 
-    template <class Rest> DEVICE void multiply(const uint4 *group, int count, const Rest &rest, float *sums) const {
-        const float4 *all = reinterpret_cast<const float4 *>(group);
+    static DEVICE void add(float &sum, float4 a, float4 b) {
+        sum = fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+    }
+
+    DEVICE void add_held(Sums &sums, int chunk, const uint4 *group) const {
+        const float4 *b = reinterpret_cast<const float4 *>(group) + lane_index() % 4;
+#pragma unroll
+        for (int column = 0; column < GROUP; ++column) {
+            const float4 x = b[4 * column];
+#pragma unroll
+            for (int i = 0; i < VECTORS; ++i) add(sums.x[column][i], held[chunk][i], x);
+        }
+    }
+
+    static DEVICE void add_kept(Sums &sums, const uint4 *weights, const uint4 *group) {
+        const float4 *a = reinterpret_cast<const float4 *>(weights), *b = reinterpret_cast<const float4 *>(group) + lane_index() % 4;
+        float4 x[VECTORS];
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) x[i] = a[i * WARP];
+#pragma unroll
+        for (int column = 0; column < GROUP; ++column) {
+            const float4 y = b[4 * column];
+#pragma unroll
+            for (int i = 0; i < VECTORS; ++i) add(sums.x[column][i], x[i], y);
+        }
+    }
+
+    // Lane l keeps the columns l % 4 and l % 4 + 4: it gives away four of eight, then two of four.
+    static DEVICE void store(const Sums &sums, float *to) {
         const int quarter = lane_index() % 4;
-        // Four columns at a time, so that their 20 sums stay in registers beside the weights.
-#pragma unroll 1
+        const bool upper = quarter >= 2, odd = quarter % 2 == 1;
+#pragma unroll
         for (int first = 0; first < GROUP; first += 4) {
-            float sum[4][WEIGHTS] = {};
 #pragma unroll
-            for (int chunk = 0; chunk < HELD; ++chunk) {
-                if (chunk < count) {
-#pragma unroll
-                    for (int column = 0; column < 4; ++column) {
-                        const float4 b = all[chunk * (GROUP_BYTES / 16) + group_place(first + column, quarter)];
-#pragma unroll
-                        for (int i = 0; i < WEIGHTS; ++i) sum[column][i] = add(sum[column][i], held[chunk][i], b);
-                    }
-                }
-            }
-#pragma unroll 1
-            for (int chunk = HELD; chunk < count; ++chunk) {
-                const float4 *b = all + chunk * (GROUP_BYTES / 16);
-                const float4 *weights = reinterpret_cast<const float4 *>(rest(chunk));
-#pragma unroll
-                for (int i = 0; i < WEIGHTS; ++i) {
-                    const float4 a = weights[i * WARP];
-#pragma unroll
-                    for (int column = 0; column < 4; ++column) {
-                        sum[column][i] = add(sum[column][i], a, b[group_place(first + column, quarter)]);
-                    }
-                }
-            }
-            // Each lane keeps the column of its quarter: first two columns of four, then one of two.
-            const bool upper = quarter >= 2, odd = quarter % 2 == 1;
-#pragma unroll
-            for (int i = 0; i < WEIGHTS; ++i) {
-                const float even_sum = (upper ? sum[2][i] : sum[0][i]) + __shfl_xor_sync(FULL_WARP, upper ? sum[0][i] : sum[2][i], 2);
-                const float odd_sum = (upper ? sum[3][i] : sum[1][i]) + __shfl_xor_sync(FULL_WARP, upper ? sum[1][i] : sum[3][i], 2);
-                const float whole = (odd ? odd_sum : even_sum) + __shfl_xor_sync(FULL_WARP, odd ? even_sum : odd_sum, 1);
-                sums[(first + quarter) * STRIDE + 8 * i + lane_index() / 4] = whole;
+            for (int i = 0; i < VECTORS; ++i) {
+                const float x[4] = {sums.x[first][i], sums.x[first + 1][i], sums.x[first + 2][i], sums.x[first + 3][i]};
+                const float even_sum = (upper ? x[2] : x[0]) + __shfl_xor_sync(FULL_WARP, upper ? x[0] : x[2], 2);
+                const float odd_sum = (upper ? x[3] : x[1]) + __shfl_xor_sync(FULL_WARP, upper ? x[1] : x[3], 2);
+                const float sum = (odd ? odd_sum : even_sum) + __shfl_xor_sync(FULL_WARP, odd ? even_sum : odd_sum, 1);
+                to[(first + quarter) * STRIDE + 8 * i + lane_index() / 4] = sum;
             }
         }
     }
 };
 
-// A warp's share of the product: its chunks, and where they and B's groups lie.
+// Shared memory of a product: stages, then weights.
+template <class Core> struct ProductMemory {
+    int span, bite; // the most chunks of a warp, and of one of its bites
+    int stage_vectors, weight_vectors; // of a warp
+
+    DEVICE ProductMemory(int chunks, int slots) {
+        const int warps = blockDim.x / WARP;
+        span = (chunks + warps - 1) / warps;
+        bite = min(span, Core::BITE);
+        stage_vectors = DEPTH * bite * GROUP_VECTORS;
+        weight_vectors = slots * Core::VECTORS * WARP;
+    }
+
+    DEVICE int bytes() const { return blockDim.x / WARP * (stage_vectors + weight_vectors) * 16; }
+};
+
+// A warp's share of the product: its chunks, and where they and the stages lie.
 template <class Core, class Operand> struct Product {
+    static constexpr int HELD_BITES = Core::HELD / Core::BITE;
+    static_assert(Core::HELD % Core::BITE == 0);
     Core core;
     Operand operand;
-    int first, count, span; // of the chunks: a warp has up to `span` of them
+    int first, count, span, bite; // of the chunks
     int slots;
-    uint4 *weights;       // [slots, Core::WEIGHTS, 32]
-    unsigned char *stage; // [DEPTH, span, GROUP_BYTES]
+    uint4 *stages;  // [DEPTH, bite, GROUP_VECTORS]
+    uint4 *weights; // [slots, Core::VECTORS, 32], this lane's
 
-    // `stages` and `all_weights` are the block's.
-    DEVICE Product(const Operand &operand, int total, int slots, unsigned char *stages, uint4 *all_weights) : operand(operand), slots(slots) {
+    // `memory` is the block's.
+    DEVICE Product(const Operand &operand, int total, int slots, unsigned char *memory) : operand(operand), slots(slots) {
         const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-        span = (total + warps - 1) / warps;
+        const ProductMemory<Core> sizes(total, slots);
+        span = sizes.span;
+        bite = sizes.bite;
         first = warp * span;
         count = max(0, min(span, total - first));
-        weights = all_weights + warp * slots * Core::WEIGHTS * WARP + lane_index();
-        stage = stages + warp * DEPTH * span * GROUP_BYTES;
+        stages = reinterpret_cast<uint4 *>(memory) + warp * sizes.stage_vectors;
+        weights = reinterpret_cast<uint4 *>(memory) + warps * sizes.stage_vectors + warp * sizes.weight_vectors + lane_index();
     }
 
     // The chunks that stay on the chip.
@@ -245,10 +269,10 @@ template <class Core, class Operand> struct Product {
 
     // A lane reads no weights but those that it stored itself.
     DEVICE const uint4 *store(int chunk, int slot) const {
-        uint4 *to = weights + slot * Core::WEIGHTS * WARP;
+        uint4 *to = weights + slot * Core::VECTORS * WARP;
         const auto from = operand.chunk(first + chunk);
 #pragma unroll 1
-        for (int i = 0; i < Core::WEIGHTS; ++i) to[i * WARP] = Core::vector(from, i);
+        for (int i = 0; i < Core::VECTORS; ++i) to[i * WARP] = Core::vector(from, i);
         return to;
     }
 
@@ -258,32 +282,65 @@ template <class Core, class Operand> struct Product {
         for (int chunk = Core::HELD; chunk < min(count, kept()); ++chunk) store(chunk, chunk - Core::HELD);
     }
 
-    DEVICE void start(const unsigned char *b, int column_bytes, int group, int groups) const {
-        if (group < groups) {
-            const int column = lane_index() / 4, quarter = lane_index() % 4;
-            unsigned char *to = stage + group % DEPTH * span * GROUP_BYTES + 16 * group_place(column, quarter);
-            const unsigned char *from = b + (long long)(GROUP * group + column) * column_bytes + first * CHUNK_BYTES + 16 * quarter;
-            for (int chunk = 0; chunk < count; ++chunk) copy_async(to + chunk * GROUP_BYTES, from + chunk * CHUNK_BYTES);
+    // Bites in the order in which they are multiplied: all of a group, then the next group.
+    struct Cursor {
+        int group, bite, stage;
+
+        DEVICE void advance(int bites) {
+            stage = stage + 1 == DEPTH ? 0 : stage + 1;
+            bite = bite + 1 == bites ? 0 : bite + 1;
+            group += bite == 0;
+        }
+    };
+
+    DEVICE void start(const Cursor &at, int groups, const unsigned char *b, int column_bytes) const {
+        if (at.group < groups) {
+            uint4 *to = stages + at.stage * bite * GROUP_VECTORS + lane_index();
+            const unsigned char *from = b + (long long)(GROUP * at.group + lane_index() / 4) * column_bytes + lane_index() % 4 * 16;
+            const int begin = at.bite * bite, end = min(count, begin + bite);
+            for (int chunk = begin; chunk < end; ++chunk, to += GROUP_VECTORS) copy_async(to, from + (first + chunk) * CHUNK_BYTES);
         }
         copy_async_commit();
     }
 
     // b: column n of this product starts at n `column_bytes`; sums [groups of `columns`, GROUP, Core::STRIDE], this warp's part of each.
-    DEVICE void run(const unsigned char *b, int column_bytes, int columns, float *sums) const {
-        const int groups = (columns + GROUP - 1) / GROUP;
-        const auto rest = [&](int chunk) {
-            return chunk < kept() ? weights + (chunk - Core::HELD) * Core::WEIGHTS * WARP : store(chunk, slots - 1);
-        };
+    DEVICE void run(const unsigned char *b, int column_bytes, int columns, float *to) const {
+        const int groups = (columns + GROUP - 1) / GROUP, bites = (span + bite - 1) / bite;
+        Cursor ahead{0, 0, 0}, at{0, 0, 0};
 #pragma unroll 1
-        for (int group = 0; group < DEPTH - 1; ++group) start(b, column_bytes, group, groups);
+        for (int i = 0; i < DEPTH - 1; ++i, ahead.advance(bites)) start(ahead, groups, b, column_bytes);
 #pragma unroll 1
-        for (int group = 0; group < groups; ++group) {
-            copy_async_wait<DEPTH - 2>();
-            // The lanes see each other's copies, and all are through with the stage that is filled next.
-            __syncwarp();
-            start(b, column_bytes, group + DEPTH - 1, groups);
-            const auto *here = reinterpret_cast<const uint4 *>(stage + group % DEPTH * span * GROUP_BYTES);
-            core.multiply(here, count, rest, sums + group * GROUP * Core::STRIDE);
+        while (at.group < groups) {
+            typename Core::Sums sums = {};
+#pragma unroll 1
+            for (int i = 0; i < bites; ++i, at.advance(bites), ahead.advance(bites)) {
+                copy_async_wait<DEPTH - 2>();
+                // The lanes see each other's copies, and all are through with the stage that is filled next.
+                __syncwarp();
+                start(ahead, groups, b, column_bytes);
+                multiply(sums, i, stages + at.stage * bite * GROUP_VECTORS);
+            }
+            Core::store(sums, to);
+            to += GROUP * Core::STRIDE;
+        }
+    }
+
+    DEVICE void multiply(typename Core::Sums &sums, int number, const uint4 *stage) const {
+        const int begin = number * bite, size = min(bite, count - begin);
+#pragma unroll
+        for (int held = 0; held < HELD_BITES; ++held) {
+            if (number != held) continue;
+#pragma unroll
+            for (int i = 0; i < Core::BITE; ++i) {
+                if (i < size) core.add_held(sums, held * Core::BITE + i, stage + i * GROUP_VECTORS);
+            }
+        }
+        if (number < HELD_BITES) return;
+#pragma unroll 1
+        for (int i = 0; i < size; ++i) {
+            const int chunk = begin + i;
+            const uint4 *from = chunk < kept() ? weights + (chunk - Core::HELD) * Core::VECTORS * WARP : store(chunk, slots - 1);
+            Core::add_kept(sums, from, stage + i * GROUP_VECTORS);
         }
     }
 };
