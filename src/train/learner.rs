@@ -130,11 +130,7 @@ impl Learner {
         self.parameters.gradients.clear();
         tape.backward(&output.loss, 1.0, &mut self.parameters.gradients)?;
         let work = Work { forward: between - before, backward: self.device.operations() - between };
-        let update = if self.device.computes() {
-            self.updater.update(&mut self.parameters)
-        } else {
-            Update { gradient_norm: 0.0, non_finite: None }
-        };
+        let update = self.updater.update(&self.device, &mut self.parameters);
         let losses = output.losses.read();
         self.device.check()?;
         Ok(Step { losses, feasible: output.feasible, update, kept, work })

@@ -1,9 +1,12 @@
 //! Turns gradients into an update: global norm, clipping, the optimiser and its state, which exists for trainable parameters only.
 
-use crate::device::{Category, Device};
+use crate::backend::cuda::context::{Buffer, Context};
+use crate::backend::cuda::optim::{self, Hyperparameters, Plan, StepState, Trainable};
+use crate::device::{Backend, Category, Device};
 use crate::nn::Parameters;
 use crate::optim::{EpsilonDecay, Hyper, Method, clip_coefficient, gradient_norm};
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 /// What stays the same over a stage.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,7 +21,6 @@ pub struct UpdateOptions {
     pub clip: f64,
 }
 
-#[derive(Debug)]
 pub struct Updater {
     options: UpdateOptions,
     pub epsilon: EpsilonDecay,
@@ -26,6 +28,17 @@ pub struct Updater {
     states: Vec<(usize, Vec<Tensor>)>,
     /// Updates made since the stage began; skipped ones do not count.
     pub updates: u64,
+    on_device: Option<OnDevice>,
+}
+
+/// What a GPU needs for its updates, made for the first of them.
+struct OnDevice {
+    plan: Plan,
+    /// The parameters that had a gradient then, in the plan's order.
+    moved: Vec<usize>,
+    /// A [`StepState`].
+    state: Buffer,
+    hyperparameters: Hyperparameters,
 }
 
 /// What one update came to.
@@ -47,6 +60,7 @@ impl Updater {
             epsilon: EpsilonDecay::new(options.epsilon, options.epsilon_decay),
             states: parameters.trainable().map(|index| (index, buffers(index))).collect(),
             updates: 0,
+            on_device: None,
         }
     }
 
@@ -55,9 +69,17 @@ impl Updater {
     }
 
     /// Moves every trainable parameter that has a gradient, unless a gradient is not finite.
-    pub fn update(&mut self, parameters: &mut Parameters) -> Update {
+    pub fn update(&mut self, device: &Device, parameters: &mut Parameters) -> Update {
         let written: Vec<usize> =
             parameters.trainable().filter(|&index| parameters.gradients.get(index).is_some()).collect();
+        match device.backend() {
+            Backend::Cpu => self.update_on_host(parameters, &written),
+            Backend::Cuda(context) => self.update_on_device(context, parameters, written),
+            Backend::Plan => Update { gradient_norm: 0.0, non_finite: None },
+        }
+    }
+
+    fn update_on_host(&mut self, parameters: &mut Parameters, written: &[usize]) -> Update {
         let gradients: Vec<&[f32]> =
             written.iter().filter_map(|&index| parameters.gradients.get(index)).map(Tensor::data).collect();
         let norm = gradient_norm(&gradients);
@@ -79,6 +101,43 @@ impl Updater {
             }
         }
         Update { gradient_norm: norm.norm, non_finite: None }
+    }
+
+    fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: Vec<usize>) -> Update {
+        let hyperparameters = Hyperparameters {
+            learning_rate: self.options.learning_rate,
+            epsilon: self.epsilon.epsilon(),
+            weight_decay: self.options.weight_decay,
+            clip: self.options.clip,
+        };
+        if self.on_device.as_ref().is_none_or(|on_device| on_device.moved != written) {
+            let trainable: Vec<Trainable> = written.iter().map(|&index| self.trainable(parameters, index)).collect();
+            let state = context.allocate(size_of::<StepState>());
+            context.upload(&state, &[StepState::new(hyperparameters, self.updates, self.updates)]);
+            let plan = Plan::new(context, self.options.method, &trainable);
+            self.on_device = Some(OnDevice { plan, moved: written, state, hyperparameters });
+        }
+        let on_device = self.on_device.as_mut().expect("made above");
+        if on_device.hyperparameters != hyperparameters {
+            context.upload(&on_device.state, &[hyperparameters]);
+            on_device.hyperparameters = hyperparameters;
+        }
+        optim::update(context, &on_device.plan, on_device.state.pointer());
+        let state: StepState = context.download(&on_device.state, 1)[0];
+        self.updates = state.updates;
+        let non_finite = usize::try_from(state.non_finite).ok().and_then(|place| on_device.moved.get(place).copied());
+        Update { gradient_norm: state.norm, non_finite }
+    }
+
+    fn trainable(&mut self, parameters: &mut Parameters, index: usize) -> Trainable {
+        let (_, buffers) = self.states.iter_mut().find(|(state, _)| *state == index).expect("a trainable parameter has states");
+        let mut states = [0; 2];
+        for (state, buffer) in states.iter_mut().zip(buffers) {
+            *state = buffer.pointer_mut();
+        }
+        let (values, gradient) = parameters.value_and_gradient(index).expect("a parameter with a gradient");
+        let (length, gradient) = (values.len(), gradient.pointer());
+        Trainable { values: values.pointer_mut(), gradient, states, rounded: 0, length }
     }
 
     /// Every buffer with its name, `PARAMETER.STATE`, for the resumable state.

@@ -77,16 +77,19 @@ impl Emulated {
         match work {
             Work::Launch(function, launch, arguments) => {
                 let slots: Vec<u64> = arguments.iter().map(|argument| argument.slot()).collect();
-                emulator::launch(
-                    function.0 as i32,
-                    launch.blocks,
-                    launch.threads,
-                    launch.shared,
-                    launch.cooperative,
-                    &slots,
-                    self.order,
-                )
-                .map_err(error)?;
+                // SAFETY: the caller of `launch` answered for the arguments, whose sizes were checked there.
+                let done = unsafe {
+                    emulator::launch(
+                        function.0 as i32,
+                        launch.blocks,
+                        launch.threads,
+                        launch.shared,
+                        launch.cooperative,
+                        &slots,
+                        self.order,
+                    )
+                };
+                done.map_err(error)?;
                 self.check_guards()
             }
             &Work::Fill(to, byte, bytes) => {
