@@ -226,7 +226,7 @@ impl WithSimd for Gradient<'_> {
             for (index, x) in x.chunks_mut(S::F32_LANES).enumerate() {
                 let probability = exp_nonpositive(simd, simd.sub_f32s(simd.partial_load_f32s(x), shift));
                 let wanted = simd.mul_f32s(scales, target.spread.at(simd, index * S::F32_LANES));
-                simd.partial_store_f32s(x, simd.mul_sub_e_f32s(probability, factor, wanted));
+                simd.partial_store_f32s(x, simd.sub_f32s(simd.mul_f32s(probability, factor), wanted));
             }
             if let Some((label, weight)) = target.label {
                 x[label] -= scale * weight;
