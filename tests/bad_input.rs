@@ -1,9 +1,8 @@
 //! Bad input of every kind, given to the program as a user would: exit code 1 (2 for wrong usage), no panic, and a text that names
 //! the file, line, utterance or key and what to do. What only `data-tools` reads is tested beside it.
 
-use crate::corpus::{
-    Ended, SAMPLE_RATE, copy_folder, corpus, end, headfirst, lines, log, result, run_to_end, train, trained, wait_until,
-};
+use crate::corpus::{SAMPLE_RATE, copy_folder, corpus, lines, train, trained};
+use crate::program::{Ended, end, headfirst, log, result, run_to_end, wait_until};
 use headfirst::audio::synthesis::write_wav;
 use headfirst::data::{ArkWriter, FeatureArchive};
 use serde_json::Value;
@@ -70,22 +69,6 @@ fn edit(path: &Path, change: impl FnOnce(&mut Vec<String>)) {
     let mut lines: Vec<String> = fs::read_to_string(path).unwrap().lines().map(String::from).collect();
     change(&mut lines);
     fs::write(path, lines.join("\n") + "\n").unwrap();
-}
-
-/// No file that the program writes can grow beyond `bytes`: works everywhere, and for the program it is a disk that is full.
-pub fn limit_file_size(command: &mut Command, bytes: u64) {
-    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-    // SAFETY: between fork and exec only two system calls are made, both of which may be made there.
-    unsafe {
-        command.pre_exec(move || {
-            // The signal that comes with the limit would end the process; ignored, the write fails.
-            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-            match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
 }
 
 /// One spoilt recording in a data folder, and given to `transcribe`: `content` of it, and what both errors say.
@@ -286,21 +269,6 @@ fn a_recipe_with_a_misspelt_key_or_an_impossible_value_is_refused_by_key_and_lin
     let mut command = headfirst(["train".as_ref(), recipe.as_os_str()]);
     command.arg("--out").arg(folder.path().join("run"));
     refuses(command, &["bad.toml", "cannot be read", "Check the path"]);
-}
-
-#[test]
-fn wrong_usage_ends_with_2() {
-    for arguments in [
-        &["train"][..],
-        &["trian", "x"],
-        &["evaluate", "RUN", "--beam", "many"],
-        &["transcribe", "RUN"],
-        &["doctor", "--jsn"],
-    ] {
-        let ended = run_to_end(headfirst(arguments));
-        assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.errors);
-        assert!(ended.output.is_empty() && ended.errors.contains("--help"), "{arguments:?}: {}", ended.errors);
-    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The whole of it, small: a corpus is learned by heart, and every strategy and option trains what it promises. All through the binary.
 
-use crate::tiny::{Run, Tiny, text, write_folder};
+use crate::tiny::{Run, Tiny, write_folder};
 use headfirst::train::record::EpochRecord;
 use headfirst::train::weights::load_weights;
 use serde_json::Value;
@@ -140,10 +140,9 @@ fn a_classifier_comes_from_another_run_and_must_fit() {
     assert_ne!(softmax(&tiny, "second/1-2/best.safetensors"), softmax(&tiny, "first/joint/epoch-3.safetensors"));
 
     let fails = |run: &str, changes: &[&str], parts: &[&str]| {
-        let output = tiny.try_train(run, changes);
-        assert_eq!(output.status.code(), Some(1));
-        let error = text(&output.stderr);
-        assert!(parts.iter().all(|part| error.contains(part)), "{parts:?} in {error}");
+        let ended = tiny.try_train(run, changes);
+        assert_eq!(ended.code, Some(1));
+        assert!(parts.iter().all(|part| ended.errors.contains(part)), "{parts:?} in {}", ended.errors);
     };
     fails("shape", &[&from("first"), "model.projection=10"], &["ctc.weight", "12", "10"]);
     fs::write(tiny.path("tokens.txt"), "<blank>\na\nb\nx\nd\n").unwrap();
@@ -172,8 +171,8 @@ fn several_seeds_are_several_cascades() {
 /// The weights that were kept of an epoch have the scores that the log says.
 fn assert_kept(tiny: &Tiny, run: &str, epoch: &EpochRecord) {
     let weights = format!("{run}/{}@{}", epoch.stage, epoch.epoch);
-    let output = tiny.headfirst(&["evaluate", &weights, "--data", "valid", "--json"]);
-    let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ended = tiny.headfirst(&["evaluate", &weights, "--data", "valid", "--json"]);
+    let scores: Value = serde_json::from_str(&ended.output).unwrap();
     assert_eq!(scores["loss"].as_f64(), Some(epoch.valid_loss), "{weights}");
     assert_eq!((scores["cer"].as_f64(), scores["wer"].as_f64()), (epoch.valid_cer, epoch.valid_wer), "{weights}");
     assert_eq!(scores["utterances"], 5);
@@ -184,9 +183,9 @@ fn every_kept_epoch_can_be_evaluated_and_has_the_loss_of_the_log() {
     let tiny = Tiny::new();
     let run = tiny.train("run", &["training.max_epochs=3", "training.keep=all", "model.dropout=0.2"]);
     run.epochs.iter().for_each(|epoch| assert_kept(&tiny, "run", epoch));
-    let output = tiny.headfirst(&["evaluate", "run/joint@4"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("1, 2, 3"), "{}", text(&output.stderr));
+    let ended = tiny.headfirst(&["evaluate", "run/joint@4"]);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.errors.contains("1, 2, 3"), "{}", ended.errors);
 }
 
 /// A learning rate at which losses rise and fall.
