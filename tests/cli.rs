@@ -141,7 +141,10 @@ fn an_unknown_device_is_an_error_for_every_command() {
     for arguments in [&["doctor"][..], &["bench", "ctc"], &["report", "absent"], &["train", "absent.toml"], &["demo"]] {
         let Ended { code, errors, .. } = fail(&[arguments, &["--device", "gpu"]].concat());
         assert_eq!(code, Some(1), "{arguments:?}");
-        assert!(errors.contains("device gpu") && errors.contains("--device auto, cpu, cuda"), "{arguments:?}: {errors}");
+        assert!(
+            errors.contains("device gpu") && errors.contains("--device auto, cpu, cuda"),
+            "{arguments:?}: {errors}"
+        );
     }
     assert_eq!(fail(&["doctor", "--threads", "0"]).code, Some(1));
 }
