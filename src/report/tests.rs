@@ -435,11 +435,9 @@ fn the_same_records_make_the_same_bytes() {
     assert_eq!(render(&[greedy_run(), seeds_run()]), render(&[greedy_run(), seeds_run()]));
 }
 
-/// Writes pages to look at in a browser: `REPORT_PAGES=DIR cargo test pages_to_look_at -- --ignored`.
+/// With `REPORT_PAGES=FOLDER` the pages are left there, to be looked at in a browser.
 #[test]
-#[ignore = "writes files for people to look at"]
-fn pages_to_look_at() {
-    let folder = std::path::PathBuf::from(std::env::var_os("REPORT_PAGES").expect("REPORT_PAGES names a folder"));
+fn a_run_of_every_kind_makes_a_whole_page() {
     let mut unfinished =
         run("an4-unfinished", "greedy", vec![stage("joint", "joint", &[], None, 17.23, true)], Some("joint"), false);
     unfinished.epochs.extend(epochs("1-4", 4, 30.0));
@@ -448,10 +446,15 @@ fn pages_to_look_at() {
         ("cut-search", vec![cut_search_run()]),
         ("seeds", vec![seeds_run()]),
         ("unfinished", vec![unfinished]),
-        ("several", vec![greedy_run(), cut_search_run()]),
+        ("several", vec![greedy_run(), cut_search_run(), seeds_run()]),
         ("exhaustive", vec![exhaustive_run()]),
     ];
+    let folder = std::env::var_os("REPORT_PAGES").map(std::path::PathBuf::from);
     for (name, runs) in pages {
-        std::fs::write(folder.join(format!("{name}.html")), render(&runs)).expect("the folder can be written");
+        let page = render(&runs);
+        assert_whole(&page);
+        if let Some(folder) = &folder {
+            std::fs::write(folder.join(format!("{name}.html")), page).expect("the folder can be written");
+        }
     }
 }
