@@ -1,5 +1,6 @@
 //! The command line keeps its contract: help, exit codes, JSON, and folders that are never overwritten. Each test starts the program.
 
+use crate::corpus::{recordings_of, setting, train};
 use crate::program::{Ended, headfirst, run_to_end};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -155,6 +156,25 @@ fn a_missing_file_is_an_error_that_names_it() {
         let Ended { code, errors, .. } = fail(arguments);
         assert_eq!(code, Some(1), "{arguments:?}");
         assert!(errors.starts_with("error: ") && errors.contains("absent"), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn a_line_for_each_folder_says_that_features_of_its_recordings_were_computed_unless_it_should_be_quiet() {
+    let folder = recordings_of("train");
+    std::fs::remove_file(folder.path().join("features.toml")).expect("a file");
+    let name = folder.path().display().to_string();
+    for quiet in [false, true] {
+        let run = folder.path().join(format!("run-{quiet}"));
+        let mut command = train(&run, &[&setting("train", folder.path()), &setting("valid", folder.path())]);
+        command.args(["--set", "training.max_epochs=1"]).args(quiet.then_some("--quiet"));
+        let ended = run_to_end(command);
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+        let lines = ended.errors.matches(&format!("{name}: features of 12 utterances in ")).count();
+        assert_eq!(lines, if quiet { 0 } else { 2 }, "{}", ended.errors);
+        assert!(!quiet || (ended.errors.is_empty() && ended.output.is_empty()));
+        // The rate of the recordings is the model's from now on.
+        assert!(String::from_utf8_lossy(&read(&run.join("features.toml"))).contains("sample_frequency = 8000.0"));
     }
 }
 

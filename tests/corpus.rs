@@ -9,11 +9,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use tempfile::TempDir;
 
 pub const SAMPLE_RATE: u32 = 8000;
 
 const RECIPE: &str = r#"
-name = "tiny"
+name = "spoken"
 [data]
 kind = "speech"
 train = "train"
@@ -73,6 +74,32 @@ fn write_set(folder: &Path, speakers: Range<usize>, utterances_per_speaker: usiz
 /// The lines of a file of the corpus, such as `train/text`.
 pub fn lines(name: &str) -> Vec<String> {
     fs::read_to_string(corpus().join(name)).unwrap().lines().map(String::from).collect()
+}
+
+/// The ids of a set, in their order.
+pub fn ids(set: &str) -> Vec<String> {
+    lines(&format!("{set}/text")).iter().map(|line| line.split(' ').next().unwrap().to_string()).collect()
+}
+
+/// A copy of a set, with features, to be spoilt.
+pub fn copy_of(set: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&corpus().join(set), folder.path());
+    folder
+}
+
+/// A copy of a set that has recordings and no features.
+pub fn recordings_of(set: &str) -> TempDir {
+    let folder = copy_of(set);
+    let index: String = ids(set).iter().map(|id| format!("{id} audio/{id}.wav\n")).collect();
+    fs::write(folder.path().join("wav.scp"), index).unwrap();
+    fs::remove_file(folder.path().join("feats.scp")).unwrap();
+    folder
+}
+
+/// The `KEY=VALUE` by which `folder` becomes the set `train`, `valid` or `test`.
+pub fn setting(set: &str, folder: &Path) -> String {
+    format!("data.{set}={:?}", folder.to_str().unwrap())
 }
 
 /// A joint training of two epochs, finished: for the tests that need a model, not what it has learned. Not to be changed.

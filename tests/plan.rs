@@ -4,6 +4,7 @@ use crate::tiny::{Tiny, write_folder};
 use headfirst::device::Device;
 use headfirst::recipe::Recipe;
 use headfirst::train::plan::forecast;
+use headfirst::train::progress::Mode;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -92,7 +93,7 @@ fn a_model_that_no_machine_holds_is_planned_at_once() {
     changes.push("cascade.strategy=exhaustive".into());
     let recipe = Recipe::load(tiny.path("recipe.toml"), &changes).unwrap();
     let begin = Instant::now();
-    let planned = forecast(&recipe, &Device::cpu()).unwrap();
+    let planned = forecast(&recipe, &Device::cpu(), Mode::Quiet).unwrap();
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     // Nine groups: every subset of the eight places to cut between them.
     assert_eq!(planned.most_stages, 256);

@@ -7,6 +7,7 @@ use crate::models::blstm_ctc::{BlstmCtc, Sizes};
 use crate::recipe::{self, Model, Precision, Recipe};
 use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
+use crate::train::progress::Mode;
 use crate::train::run_folder::RunFolder;
 use crate::train::weights_reference::{WeightsReference, resolve_reference};
 
@@ -18,11 +19,12 @@ pub struct Prepared {
     pub classifiers: Vec<WeightsReference>,
 }
 
-/// Opens what the recipe names. A run that goes on brings its folder: its tokens and normalisation are used again.
+/// Opens what the recipe names. A run that goes on brings its folder: its tokens and normalisation are used again. `mode` is how it is
+/// shown that features are computed.
 ///
 /// # Errors
 /// Whatever makes a training with this recipe impossible.
-pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>) -> Result<Prepared> {
+pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mode: Mode) -> Result<Prepared> {
     check_precision(recipe, device)?;
     let classifiers = classifiers(recipe)?;
     let (frontend, keep_normalization) = match (resumed, classifiers.first()) {
@@ -39,7 +41,7 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>) ->
         let problem = "is \"classifier\", but the classifier's run has no statistics over its training set";
         return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
     }
-    let corpus = Corpus::open(recipe, frontend, keep_normalization)?;
+    let corpus = Corpus::open(recipe, frontend, keep_normalization, mode)?;
     let model = model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len());
     for classifier in &classifiers {
         check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;

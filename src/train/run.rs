@@ -32,7 +32,8 @@ pub fn train(
     stop: &StopRequest,
 ) -> Result<RunResult> {
     let is_new = folder.recipe().is_err();
-    let Prepared { corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder))?;
+    let mode = progress.borrow().mode();
+    let Prepared { corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder), mode)?;
     if is_new {
         write_start(recipe, folder, &corpus.frontend)?;
     }

@@ -1,11 +1,10 @@
-use super::{copy_of, ids, refuses, refuses_data};
-use crate::corpus::{SAMPLE_RATE, corpus, trained};
+use super::{refuses, refuses_data};
+use crate::corpus::{SAMPLE_RATE, corpus, ids, recordings_of, setting, train, trained};
 use crate::program::{headfirst, run_to_end};
 use headfirst::audio::synthesis::write_wav;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use tempfile::TempDir;
 
 fn transcribe(audio: &Path, options: &[&str]) -> Command {
     let mut command = headfirst(["transcribe".as_ref(), trained().as_os_str(), audio.as_os_str()]);
@@ -13,18 +12,9 @@ fn transcribe(audio: &Path, options: &[&str]) -> Command {
     command
 }
 
-/// A copy of the set `train` that has recordings and no features.
-fn with_audio() -> TempDir {
-    let folder = copy_of("train");
-    let index: String = ids("train").iter().map(|id| format!("{id} audio/{id}.wav\n")).collect();
-    fs::write(folder.path().join("wav.scp"), index).unwrap();
-    fs::remove_file(folder.path().join("feats.scp")).unwrap();
-    folder
-}
-
 /// One spoilt recording in a data folder, and given to `transcribe`: `content` of it, and what both errors say.
 fn refuses_audio(content: &[u8], parts: &[&str]) {
-    let folder = with_audio();
+    let folder = recordings_of("train");
     let audio = folder.path().join("audio").join(format!("{}.wav", ids("train")[3]));
     fs::write(&audio, content).unwrap();
     let name = audio.to_str().unwrap();
@@ -61,12 +51,27 @@ fn recordings_that_cannot_be_read_are_named() {
 
 #[test]
 fn a_missing_recording_is_named_with_its_line() {
-    let folder = with_audio();
+    let folder = recordings_of("train");
     let id = &ids("train")[1];
     fs::remove_file(folder.path().join(format!("audio/{id}.wav"))).unwrap();
     refuses_data("train", folder.path(), &["wav.scp:2", id, &format!("no file audio/{id}.wav"), "Correct the path"]);
     let absent = folder.path().join("absent.wav");
     refuses(transcribe(&absent, &[]), &["absent.wav", "cannot be read", "Check the path"]);
+}
+
+#[test]
+fn recordings_of_two_sample_rates_are_refused_unless_the_recipe_names_one() {
+    let folder = recordings_of("train");
+    fs::remove_file(folder.path().join("features.toml")).unwrap();
+    let other = folder.path().join("audio").join(format!("{}.wav", ids("train")[3]));
+    write_wav(&other, 2 * SAMPLE_RATE, &[100; 8000]).unwrap();
+    let named = [other.to_str().unwrap(), "16000 samples a second", "features.sample_frequency = 8000.0"];
+    refuses_data("train", folder.path(), &named);
+
+    let run = folder.path().join("run");
+    let train_on = |rate: &str| train(&run, &[&setting("train", folder.path()), "training.max_epochs=1", rate]);
+    let ended = run_to_end(train_on("features.sample_frequency=8000.0"));
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
 }
 
 #[test]

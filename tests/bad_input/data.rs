@@ -1,5 +1,5 @@
-use super::{copy_of, edit, ids, refuses, refuses_data};
-use crate::corpus::{corpus, train};
+use super::{edit, refuses, refuses_data};
+use crate::corpus::{copy_of, corpus, ids, setting, train};
 use crate::program::{headfirst, log, run_to_end};
 use headfirst::data::{ArkWriter, FeatureArchive};
 use serde_json::Value;
@@ -22,10 +22,9 @@ fn features_that_are_no_numbers_are_named_by_utterance_and_frame() {
             writer.write(&id, frames, dimension, &values).unwrap();
         }
         writer.finish().unwrap();
-        let setting = format!("data.{set}={:?}", folder.path().to_str().unwrap());
         let run = folder.path().join("run");
         let parts = [bad.as_str(), "NaN in frame 7, column 4", "Compute them again", folder.path().to_str().unwrap()];
-        refuses(train(&run, &[&setting]), &parts);
+        refuses(train(&run, &[&setting(set, folder.path())]), &parts);
     }
 }
 
@@ -100,8 +99,7 @@ fn an_utterance_whose_labels_do_not_fit_its_frames_is_named_and_counted_and_trai
         lines[5] += &format!(" {words}").repeat(60);
     });
     let run = folder.path().join("run");
-    let setting = format!("data.train={:?}", folder.path().to_str().unwrap());
-    let ended = run_to_end(train(&run, &[&setting, "training.max_epochs=2"]));
+    let ended = run_to_end(train(&run, &[&setting("train", folder.path()), "training.max_epochs=2"]));
     assert_eq!(ended.code, Some(0), "{}", ended.errors);
     let report = format!("utterance {bad}: its labels do not fit its frames");
     assert_eq!(ended.errors.matches(&report).count(), 1, "{}", ended.errors);

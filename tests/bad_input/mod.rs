@@ -10,12 +10,11 @@ mod disk;
 /// Recipes, runs and weights that cannot be, are damaged or do not fit; a training that diverges.
 mod runs;
 
-use crate::corpus::{copy_folder, corpus, lines, train};
+use crate::corpus::{setting, train};
 use crate::program::{Ended, run_to_end};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use tempfile::TempDir;
 
 /// The command fails with exit code 1, and its errors have all of `parts`.
 fn refuses(command: Command, parts: &[&str]) -> Ended {
@@ -38,20 +37,9 @@ fn refuses_to_train(settings: &[&str], parts: &[&str]) {
     assert!(!run.join("recipe.toml").exists(), "there is a run now, and the next try is refused");
 }
 
-/// A training whose set `key` (`train`, `valid`) is `folder` is refused.
-fn refuses_data(key: &str, folder: &Path, parts: &[&str]) {
-    refuses_to_train(&[&format!("data.{key}={:?}", folder.to_str().unwrap())], parts);
-}
-
-/// A copy of the set `name`, with features, to be spoilt.
-fn copy_of(name: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    copy_folder(&corpus().join(name), folder.path());
-    folder
-}
-
-fn ids(name: &str) -> Vec<String> {
-    lines(&format!("{name}/text")).iter().map(|line| line.split(' ').next().unwrap().to_string()).collect()
+/// A training whose set `name` (`train`, `valid`) is `folder` is refused.
+fn refuses_data(name: &str, folder: &Path, parts: &[&str]) {
+    refuses_to_train(&[&setting(name, folder)], parts);
 }
 
 fn edit(path: &Path, change: impl FnOnce(&mut Vec<String>)) {

@@ -1,5 +1,5 @@
-use super::{ids, refuses, refuses_to_train};
-use crate::corpus::{copy_folder, corpus, train, trained};
+use super::{refuses, refuses_to_train};
+use crate::corpus::{copy_folder, corpus, ids, train, trained};
 use crate::program::{end, headfirst, log, result, run_to_end, wait_until};
 use serde_json::Value;
 use std::fs;
