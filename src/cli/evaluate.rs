@@ -40,9 +40,12 @@ pub struct Evaluate {
 
 #[derive(Serialize)]
 struct Output {
+    #[serde(with = "crate::train::number::float")]
     loss: f64,
     utterances: usize,
+    #[serde(with = "crate::train::number::float")]
     cer: f64,
+    #[serde(with = "crate::train::number::float")]
     wer: f64,
     characters: ErrorCounts,
     words: ErrorCounts,

@@ -1,5 +1,7 @@
 //! Before a run: what its recipe names is opened, and checked to fit together.
 
+use crate::backend::cpu::ctc;
+use crate::data::speech::{SpeechData, SpeechUtterance};
 use crate::data::tokens::TokenList;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -43,6 +45,9 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mo
     }
     let corpus = Corpus::open(recipe, frontend, keep_normalization, mode)?;
     let model = model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len());
+    for set in [&corpus.train, &corpus.valid] {
+        check_feasible(set, &model)?;
+    }
     for classifier in &classifiers {
         check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;
     }
@@ -81,6 +86,19 @@ fn check_precision(recipe: &Recipe, device: &Device) -> Result<()> {
 
 fn classifiers(recipe: &Recipe) -> Result<Vec<WeightsReference>> {
     recipe.cascade.classifier_from.iter().map(|source| resolve_reference(&source.path, source.epoch)).collect()
+}
+
+/// What is trained on and what epochs are judged by needs an utterance with a loss: the mean of none would look like a perfect one.
+fn check_feasible(set: &SpeechData, model: &BlstmCtc) -> Result<()> {
+    let fits = |utterance: &SpeechUtterance| {
+        ctc::Batch::feasible(model.frames_after_subsampling(utterance.frames), &utterance.labels)
+    };
+    if set.utterances().iter().any(fits) {
+        return Ok(());
+    }
+    let problem = "no utterance has labels that fit its frames after subsampling, so the set has no loss";
+    Err(Error::file(set.path(), problem)
+        .remedy("Check the transcripts against the recordings, or keep more frames (model.subsample)"))
 }
 
 /// A token list that the recipe names must be that of the classifier, which decides.

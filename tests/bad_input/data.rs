@@ -1,5 +1,5 @@
 use super::{edit, refuses, refuses_data};
-use crate::corpus::{copy_of, corpus, ids, setting, train};
+use crate::corpus::{copy_of, corpus, ids, setting, train, trained};
 use crate::program::{headfirst, log, run_to_end};
 use headfirst::data::{ArkWriter, FeatureArchive};
 use serde_json::Value;
@@ -116,4 +116,22 @@ fn an_utterance_whose_labels_do_not_fit_its_frames_is_named_and_counted_and_trai
     let scores: Value = serde_json::from_str(&run_to_end(evaluate).output).unwrap();
     assert_eq!(scores["infeasible_utterances"], serde_json::json!([bad]));
     assert!(scores["loss"].is_number() && scores["cer"].is_number());
+}
+
+#[test]
+fn a_set_without_any_utterance_that_fits_has_no_loss_and_says_so() {
+    for set in ["train", "valid"] {
+        let folder = copy_of(set);
+        edit(&folder.path().join("text"), |lines| {
+            lines.iter_mut().for_each(|line| *line += &" A".repeat(200));
+        });
+        let parts = [folder.path().to_str().unwrap(), "no utterance has labels that fit its frames", "model.subsample"];
+        refuses_data(set, folder.path(), &parts);
+        let mut evaluate = headfirst(["evaluate".as_ref(), trained().as_os_str()]);
+        evaluate.args(["--json", "--data"]).arg(folder.path());
+        let scores: Value = serde_json::from_str(&run_to_end(evaluate).output).unwrap();
+        assert_eq!(scores["loss"], "NaN", "a loss of 0 would be the best there is");
+        assert_eq!(scores["infeasible_utterances"], serde_json::json!(ids(set)));
+        assert!(scores["cer"].is_number(), "{scores}");
+    }
 }
