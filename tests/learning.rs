@@ -163,6 +163,17 @@ fn several_seeds_are_several_cascades() {
     assert_eq!(run.stages(), stages);
     assert_eq!(run.result.stages.iter().map(|stage| stage.seed).collect::<Vec<_>>(), [1, 1, 2, 2]);
     assert_ne!(run.epochs[0].train_loss, run.epochs[4].train_loss);
+    // What is said at the end: a mean over both seeds of each stage, and of the best of each.
+    let ended = tiny.headfirst(&["train", "run/recipe.toml", "--out", "run", "--resume"]);
+    let losses: Vec<f64> = run.result.stages.iter().step_by(2).map(|stage| stage.valid.loss).collect();
+    let (mean, half) = ((losses[0] + losses[1]) / 2.0, (losses[0] - losses[1]).abs() / 2.0);
+    // The standard deviation of two numbers is their distance divided by the root of 2.
+    let joint = format!("{mean:.3} ± {:.3}", half * 2f64.sqrt());
+    let line = |name: &str| ended.output.lines().rfind(|line| line.starts_with(name)).unwrap_or_default().to_string();
+    assert!(line("joint ").contains(&joint), "{joint} is not in\n{}", ended.output);
+    assert!(line("freeze-bottom ").contains('±') && line("best of each seed").contains('±'), "{}", ended.output);
+    assert_eq!(run.result.bests.len(), 2);
+    assert!(run.result.bests.contains(run.result.best.as_ref().unwrap()));
     // The first seed alone gives the same numbers.
     let alone = tiny.train("alone", &["seeds=[1, 3]", "cascade.strategy=none"]);
     assert_eq!(alone.epochs[0].valid_loss, run.epochs[0].valid_loss);
