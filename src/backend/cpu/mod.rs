@@ -15,6 +15,7 @@ pub mod lstm;
 pub mod matmul;
 pub mod simd;
 pub mod softmax;
+pub mod subsample;
 
 #[cfg(test)]
 pub(crate) mod testing;
