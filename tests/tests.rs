@@ -10,6 +10,9 @@ mod corpus;
 mod cuda_build;
 /// A stopped, killed or starved run goes on to the bits of one that never stopped, and no run is overwritten.
 mod durability;
+/// The CUDA backend on the emulator trains as the CPU does.
+#[cfg(feature = "emulator")]
+mod emulated;
 /// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.
 mod freezing;
 /// A tiny corpus is learned to zero error, and every strategy trains what it promises.
