@@ -23,7 +23,9 @@ fn train(tiny: &Tiny, device: &str, run: &str, changes: &[&str]) -> Option<Run> 
 #[test]
 fn a_cascade_on_the_gpu_has_the_losses_of_the_cpu() {
     let tiny = Tiny::new();
-    for optimizer in ["{kind=\"adam\", learning_rate=0.02}", "{kind=\"adadelta\"}", "{kind=\"sgd\", learning_rate=0.05}"] {
+    for optimizer in
+        ["{kind=\"adam\", learning_rate=0.02}", "{kind=\"adadelta\"}", "{kind=\"sgd\", learning_rate=0.05}"]
+    {
         let changes = [&format!("optimizer={optimizer}")[..], "model.dropout=0.2"];
         let Some(on_cpu) = train(&tiny, "cpu", "cpu", &changes) else { return };
         let on_gpu = train(&tiny, "emulator", "gpu", &changes).unwrap();

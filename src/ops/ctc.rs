@@ -81,7 +81,8 @@ fn check_labels(labels: &[Vec<u32>], sequences: &Sequences, symbols: usize) -> R
     }
     for (sequence, labels) in labels.iter().enumerate() {
         if let Some(label) = labels.iter().find(|&&label| label == BLANK || label as usize >= symbols) {
-            let problem = format!("the label {label} of sequence {sequence} is not between 1 and {}", symbols.saturating_sub(1));
+            let problem =
+                format!("the label {label} of sequence {sequence} is not between 1 and {}", symbols.saturating_sub(1));
             return Err(Error::operation("ctc", problem));
         }
     }

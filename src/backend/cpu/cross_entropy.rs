@@ -53,9 +53,11 @@ impl CrossEntropy<'_> {
             return losses.fill(0.0);
         }
         let rows = rows_per_task(self.columns);
-        losses.par_chunks_mut(rows).zip(logits.par_chunks(rows * self.columns)).enumerate().for_each(
-            |(task, (losses, logits))| apply(Losses { of: self, logits, losses, first: task * rows }),
-        );
+        losses
+            .par_chunks_mut(rows)
+            .zip(logits.par_chunks(rows * self.columns))
+            .enumerate()
+            .for_each(|(task, (losses, logits))| apply(Losses { of: self, logits, losses, first: task * rows }));
     }
 
     /// The loss of every row, and the gradient of their sum times `scale` in the place of the logits.
@@ -81,7 +83,10 @@ impl CrossEntropy<'_> {
                 assert_eq!(labels.len(), rows, "cross entropy: a label for every row");
                 let legal = |&label: &u32| label == IGNORED || (label as usize) < self.columns;
                 assert!(labels.iter().all(legal), "cross entropy: labels are below the number of columns");
-                assert!(prior.is_none_or(|prior| prior.len() == self.columns), "cross entropy: a prior for every column");
+                assert!(
+                    prior.is_none_or(|prior| prior.len() == self.columns),
+                    "cross entropy: a prior for every column"
+                );
             }
             Targets::Distributions(rows) => {
                 assert_eq!(rows.len(), logits, "cross entropy: a distribution for every row");
@@ -270,7 +275,9 @@ pub(crate) mod tests {
                         (1.0 - f64::from(smoothing)) * label + f64::from(smoothing) * prior
                     })
                     .collect(),
-                Targets::Distributions(rows) => rows[row * columns..][..columns].iter().map(|&q| f64::from(q)).collect(),
+                Targets::Distributions(rows) => {
+                    rows[row * columns..][..columns].iter().map(|&q| f64::from(q)).collect()
+                }
             };
             let max = x.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
             let sum: f64 = x.iter().map(|&x| (f64::from(x) - max).exp()).sum();
@@ -283,7 +290,8 @@ pub(crate) mod tests {
 
     /// Every kind of target, with and without weights.
     pub(crate) fn for_all_targets(rows: usize, columns: usize, mut test: impl FnMut(&CrossEntropy, &str)) {
-        let (labels, priors, soft) = (labels(rows, columns), distributions(1, columns, 1), distributions(rows, columns, 2));
+        let (labels, priors, soft) =
+            (labels(rows, columns), distributions(1, columns, 1), distributions(rows, columns, 2));
         let weights: Vec<f32> = (0..rows).map(|row| (row % 3) as f32 * 0.5).collect();
         let smoothed = |smoothing, prior| Targets::Labels { labels: &labels, smoothing, prior };
         for (targets, name) in [
@@ -300,7 +308,9 @@ pub(crate) mod tests {
 
     #[test]
     fn losses_and_gradients_agree_with_f64_for_all_targets() {
-        for (rows, columns, spread) in [(1, 1, 1.0), (7, 5, 3.0), (6, 50, 20.0), (40, 33, 1.0), (4, 2001, 8.0), (3, 17, 1e4)] {
+        for (rows, columns, spread) in
+            [(1, 1, 1.0), (7, 5, 3.0), (6, 50, 20.0), (40, 33, 1.0), (4, 2001, 8.0), (3, 17, 1e4)]
+        {
             let logits: Vec<f32> = random(rows * columns, columns as u64).iter().map(|x| x * spread).collect();
             for_all_targets(rows, columns, |of, name| {
                 let (expected, gradient) = reference(of, &logits);

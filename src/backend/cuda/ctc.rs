@@ -122,7 +122,8 @@ impl Batch {
     fn check(&self) -> Result<()> {
         let limit = |what: &str, value: usize, most: usize| {
             let problem = format!("{what}: {value}, on a GPU at most {most}");
-            Err(Error::operation("ctc", problem).remedy("Leave such utterances out (batch.max_labels, batch.max_frames), or train on the CPU"))
+            Err(Error::operation("ctc", problem)
+                .remedy("Leave such utterances out (batch.max_labels, batch.max_frames), or train on the CPU"))
         };
         if self.longest > MAX_LABELS {
             return limit("labels of an utterance", self.longest, MAX_LABELS);
@@ -168,8 +169,7 @@ pub fn ctc(
     let utterances = packing.sequences as u32;
     let [offsets, lengths, labels, starts] =
         [packing.offsets, packing.lengths, batch.labels, batch.starts].map(Argument::Pointer);
-    let [emissions, norms, feasible, totals] =
-        [layout.emissions, layout.norms, layout.feasible, layout.totals].map(at);
+    let [emissions, norms, feasible, totals] = [layout.emissions, layout.norms, layout.feasible, layout.totals].map(at);
     let checkpoints = if gradient.is_some() { at(layout.checkpoints) } else { Argument::NONE };
     let (symbols, width) = (Argument::int(batch.symbols), Argument::int(batch.width()));
     let checkpoint_count = Argument::int(batch.checkpoints());
@@ -197,19 +197,8 @@ pub fn ctc(
         let blocks = [utterances, if gradient.is_some() { 2 } else { 1 }, 1];
         let launch = Launch { blocks, ..Launch::blocks(1, (warps * WARP) as u32).shared(shared) };
         let losses = Argument::Pointer(losses);
-        let arguments = [
-            lengths,
-            labels,
-            starts,
-            emissions,
-            norms,
-            feasible,
-            losses,
-            totals,
-            checkpoints,
-            width,
-            checkpoint_count,
-        ];
+        let arguments =
+            [lengths, labels, starts, emissions, norms, feasible, losses, totals, checkpoints, width, checkpoint_count];
         run(context, FILE, variant.recursion, &launch, &arguments);
     }
 

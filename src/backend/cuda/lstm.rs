@@ -4,8 +4,6 @@
 //! steps are shared out among multiprocessors. H hidden units, D directions, N sequences, R rows, T steps.
 
 mod plan;
-#[cfg(all(test, feature = "emulator"))]
-mod tests;
 
 pub use plan::{Core, Obstacle, Plan, Problem};
 

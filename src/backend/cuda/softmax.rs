@@ -78,7 +78,9 @@ pub fn cross_entropy(context: &Context, batch: &CrossEntropy, losses: Pointer, g
         Logits::Bf16(logits) => ("cross_entropy_bf16", logits, size_of::<u16>(), THREADS_BF16),
     };
     let (labels, distributions, smoothing, prior) = match batch.targets {
-        Targets::Labels { labels, smoothing, prior } => (Argument::Pointer(labels), Argument::NONE, smoothing, optional(prior)),
+        Targets::Labels { labels, smoothing, prior } => {
+            (Argument::Pointer(labels), Argument::NONE, smoothing, optional(prior))
+        }
         Targets::Distributions(rows) => (Argument::NONE, Argument::Pointer(rows), 0.0, Argument::NONE),
     };
     let row = (batch.columns * bytes).next_multiple_of(16);
@@ -146,8 +148,7 @@ pub fn argmax(context: &Context, x: Pointer, indices: Pointer, rows: usize, colu
 pub fn total(context: &Context, losses: Pointer, count: usize, scale: f32, total: Pointer) {
     let threads = count.next_multiple_of(WARP).clamp(WARP, THREADS_F32);
     let launch = Launch::blocks(1, threads as u32).shared(WARP * size_of::<f64>());
-    let arguments =
-        [Argument::Pointer(losses), Argument::Pointer(total), Argument::Float(scale), Argument::int(count)];
+    let arguments = [Argument::Pointer(losses), Argument::Pointer(total), Argument::Float(scale), Argument::int(count)];
     run(context, FILE, "softmax_total", &launch, &arguments);
 }
 

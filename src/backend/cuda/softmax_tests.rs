@@ -42,7 +42,13 @@ impl Placed {
             }
             cpu::cross_entropy::Targets::Distributions(_) => Targets::Distributions(table.expect("a table")),
         };
-        CrossEntropy { logits, rows, columns: of.columns, targets, weights: self.weights.as_ref().map(OnDevice::pointer) }
+        CrossEntropy {
+            logits,
+            rows,
+            columns: of.columns,
+            targets,
+            weights: self.weights.as_ref().map(OnDevice::pointer),
+        }
     }
 }
 
