@@ -30,8 +30,8 @@ struct ColumnTile {
     DEVICE ColumnTile(int columns, bool aligned) : columns(columns), quads(aligned && columns % 4 == 0) {
         const int x = threadIdx.x % WARP;
         lane = threadIdx.x / WARP;
-        first = blockIdx.x * TILE_WIDTH + (quads ? 4 * x : x);
-        rows_begin = blockIdx.y * TILE_ROWS;
+        first = blockIdx.y * TILE_WIDTH + (quads ? 4 * x : x);
+        rows_begin = blockIdx.x * TILE_ROWS;
     }
 
     // Zero beyond the last column.

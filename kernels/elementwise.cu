@@ -161,8 +161,8 @@ KERNEL(1024, 1) elementwise_total(const double *partials, int count, float *resu
     if (threadIdx.x == 0) *result = float(sum);
 }
 
-// Sums down the columns of a: [rows, columns], rows `stride` elements apart; partials: [slabs, columns]. Block (i, j) has the i-th tile of
-// columns and the j-th slab of rows. With y, whose rows lie like those of a, a becomes a activation'(y) on the way: a layer's bias gradient
+// Sums down the columns of a: [rows, columns], rows `stride` elements apart; partials: [slabs, columns]. Block (i, j) has the i-th slab of
+// rows and the j-th tile of columns. With y, whose rows lie like those of a, a becomes a activation'(y) on the way: a layer's bias gradient
 // without a pass of its own.
 KERNEL(TILE_THREADS, 4)
 elementwise_column_sums(float *a, const float *y, int rows, int columns, long long stride, int activation, float *partials) {
@@ -178,7 +178,7 @@ elementwise_column_sums(float *a, const float *y, int rows, int columns, long lo
             }
             return values;
         });
-        if (tile.lane == 0) tile.store(partials + (long long)blockIdx.y * columns, sum);
+        if (tile.lane == 0) tile.store(partials + (long long)blockIdx.x * columns, sum);
     });
 }
 

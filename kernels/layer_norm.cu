@@ -116,7 +116,7 @@ layer_norm_backward_long(float *dx, const float *dy, const float *x, const float
     backward(BlockTeam(scratch), dx, dy, x, gamma, means, inverse_deviations, rows, columns, accumulate != 0);
 }
 
-// partials: [slabs, 2, columns], the slabs' sums for dgamma and dbeta. Block (i, j) has the i-th tile of columns and the j-th slab of rows.
+// partials: [slabs, 2, columns], the slabs' sums for dgamma and dbeta. Block (i, j) has the i-th slab of rows and the j-th tile of columns.
 KERNEL(TILE_THREADS, 3)
 layer_norm_column_sums(const float *dy, const float *x, const float *means, const float *inverse_deviations, int rows, int columns,
                        float *partials) {
@@ -129,7 +129,7 @@ layer_norm_column_sums(const float *dy, const float *x, const float *means, cons
         return Pair{gradient * normal, gradient};
     });
     if (tile.lane > 0) return;
-    partials += (long long)blockIdx.y * 2 * columns;
+    partials += (long long)blockIdx.x * 2 * columns;
     tile.store(partials, sums.first);
     tile.store(partials + columns, sums.second);
 }

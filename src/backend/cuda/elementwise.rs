@@ -11,8 +11,9 @@ use crate::backend::cpu::activation::Activation;
 const FILE: &str = "elementwise";
 /// Threads of a block, here and in the kernels.
 pub(super) const THREADS: u32 = 256;
-/// More blocks than this on each multiprocessor have no room at the same time: threads stride instead.
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
+/// Blocks for each multiprocessor, of which 5 to 8 run at the same time; beyond, threads stride. Several rounds of blocks, so that the last one,
+/// which leaves multiprocessors idle, is a small part.
+const BLOCKS_PER_MULTIPROCESSOR: u32 = 32;
 
 /// Elements that one block sums.
 const SUM_SLICE: usize = 8192;
@@ -40,7 +41,7 @@ pub(super) fn run(
     unsafe { context.launch(file, kernel, launch, arguments) };
 }
 
-/// Enough threads for `elements` in accesses of four, no more than a device holds at the same time.
+/// Enough threads for `elements` in accesses of four, up to a few rounds of what a device runs at the same time.
 pub(super) fn over(context: &Context, elements: usize) -> Launch {
     Launch::over(elements.div_ceil(4), THREADS, BLOCKS_PER_MULTIPROCESSOR * context.properties().multiprocessors)
 }
@@ -199,10 +200,10 @@ pub fn sum(context: &Context, x: Pointer, count: usize, result: Pointer, workspa
 
 /// The launch that sums slabs of a `[rows, columns]` matrix, with scratch memory for `values` sums a column, and the number of slabs.
 pub(super) fn slabs(rows: usize, columns: usize, values: usize) -> (Launch, usize) {
-    let slabs = rows.div_ceil(TILE_ROWS);
-    let tiles = u32::try_from(columns.div_ceil(TILE_COLUMNS)).unwrap_or(u32::MAX);
-    let launch = Launch::blocks(tiles, TILE_THREADS).shared(TILE_THREADS as usize * 4 * values * size_of::<f32>());
-    (Launch { blocks: [tiles, u32::try_from(slabs).unwrap_or(u32::MAX), 1], ..launch }, slabs)
+    let (slabs, tiles) = (rows.div_ceil(TILE_ROWS), columns.div_ceil(TILE_COLUMNS));
+    let blocks = [slabs, tiles, 1].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let shared = TILE_THREADS as usize * 4 * values * size_of::<f32>();
+    (Launch { blocks, ..Launch::blocks(1, TILE_THREADS).shared(shared) }, slabs)
 }
 
 /// The launch that sums over the slabs of `columns`.
@@ -295,8 +296,8 @@ mod tests {
 
     const ACTIVATIONS: [Activation; 4] =
         [Activation::Identity, Activation::Tanh, Activation::Sigmoid, Activation::Relu];
-    /// Nothing, less than an access, a tail of every length, more than a block.
-    const COUNTS: [usize; 8] = [0, 1, 3, 4, 6, 31, 1025, 5000];
+    /// Nothing, less than an access, a tail of every length, more than a block, more than the largest launch has threads for.
+    const COUNTS: [usize; 9] = [0, 1, 3, 4, 6, 31, 1025, 5000, 140_001];
 
     #[test]
     fn elementwise_results_are_those_of_the_host_to_the_bit_at_any_length_and_alignment() {
