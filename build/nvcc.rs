@@ -21,6 +21,10 @@ const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
 /// The oldest release whose code the kernels are: it is the first that knows 90a.
 const OLDEST: (u32, u32) = (12, 0);
 
+/// From here on a fatbin is compressed well, to a quarter of what nvcc does by default. Drivers that run the code of older releases may not
+/// know how to read it.
+const COMPRESSES: (u32, u32) = (13, 0);
+
 /// The variables that `build` reads: cargo reruns the build script when one changes.
 pub const VARIABLES: [&str; 8] = [
     "HEADFIRST_NVCC",
@@ -116,6 +120,7 @@ struct Nvcc {
     path: PathBuf,
     /// As `doctor` will name it: "nvcc 13.0.88".
     name: String,
+    release: (u32, u32),
     /// The architectures it knows, as numbers without a letter: "90".
     known: BTreeSet<String>,
 }
@@ -186,7 +191,7 @@ impl Nvcc {
         let version = word_after(", V").unwrap_or_else(|| format!("{}.{}", release.0, release.1));
         let known = run("--list-gpu-code")?;
         let known = known.lines().filter_map(|line| Some(line.trim().strip_prefix("sm_")?.to_string())).collect();
-        Ok(Nvcc { path: path.to_path_buf(), name: format!("nvcc {version}"), known })
+        Ok(Nvcc { path: path.to_path_buf(), name: format!("nvcc {version}"), release, known })
     }
 
     /// Whether it makes code for "90a". The list that it prints leaves the letter out.
@@ -258,6 +263,9 @@ impl Targets {
         }
         let mut names = Vec::new();
         let mut options = Vec::new();
+        if nvcc.release >= COMPRESSES {
+            options.push("--compress-mode=size".to_string());
+        }
         for architecture in &machine {
             names.push(format!("sm_{architecture}"));
             options.push(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));

@@ -8,7 +8,7 @@ It needs python3, g++, and the nvcc of HEADFIRST_NVCC, CUDA_HOME or kernels/tool
 - no kernel spills registers;
 - no kernel of lstm*.cu, ctc*.cu and softmax*.cu has a stack frame: an array there was meant to stay in registers;
 - a multiprocessor holds the blocks that KERNEL(threads, blocks) promises;
-- a kernel that is meant for tensor cores has such instructions. A line of its file says so, names may have a *:
+- a kernel has tensor-core instructions where it is meant to, and there only. A line of its file says where, names may have a *:
       // tensor cores: lstm_forward_bf16, matmul_*
 
 Occupancy is the share of a multiprocessor's 64 warps that its registers and shared memory leave room for, in blocks of the `threads` of
@@ -159,12 +159,16 @@ def inspect(home, source, folder):
             faults.append(f"{kernel.name} is not in the compiler's report")
         if kernel.resident_blocks() < kernel.blocks:
             faults.append(f"{kernel.name}: a multiprocessor holds {kernel.resident_blocks()} blocks, {kernel.blocks} are promised")
-    for marked in re.findall(r"^// tensor cores: (.*)$", source.read_text(), re.MULTILINE):
-        for pattern in marked.replace(",", " ").split():
-            meant = [kernel for kernel in kernels.values() if fnmatch.fnmatch(kernel.name, pattern)]
-            if not meant:
-                faults.append(f'"tensor cores: {pattern}" names no kernel')
-            faults += [f"{kernel.name} is meant for tensor cores and uses none" for kernel in meant if not kernel.tensor]
+    marked = " ".join(re.findall(r"^// tensor cores: (.*)$", source.read_text(), re.MULTILINE)).replace(",", " ").split()
+    for pattern in marked:
+        if not fnmatch.filter(kernels, pattern):
+            faults.append(f'"tensor cores: {pattern}" names no kernel')
+    for kernel in kernels.values():
+        meant = any(fnmatch.fnmatch(kernel.name, pattern) for pattern in marked)
+        if meant and not kernel.tensor:
+            faults.append(f"{kernel.name} is meant for tensor cores and uses none")
+        if kernel.tensor and not meant:
+            faults.append(f'{kernel.name} uses tensor cores, and no line "// tensor cores: {kernel.name}" says that it is meant to')
     return sorted(kernels.values(), key=lambda kernel: kernel.name), [f"{source.name}: {fault}" for fault in faults]
 
 
@@ -252,6 +256,13 @@ PROOFS = {
                          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[threadIdx.x]));
         }""",
         None,
+    ),
+    "unmarked.cu": (
+        """KERNEL(32, 1) tile(const unsigned *a, float *c) {
+            asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %4, %4, %4}, {%4, %4}, {%0, %1, %2, %3};"
+                         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[threadIdx.x]));
+        }""",
+        "tile uses tensor cores, and no line",
     ),
     "empty.cu": ("", "there is no kernel in it"),
 }

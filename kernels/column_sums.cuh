@@ -1,8 +1,8 @@
 // Sums down the columns of a matrix in a fixed order: tiles of 128 columns by slabs of 128 rows, then the slabs.
 //
-// A tile's warps take a slab's rows in turn (lane l: rows l, l + 8, ...), each thread four columns, so a row of a tile is one access of 512 bytes;
-// the eight lanes meet in shared memory. An element passes through at most 16 + 8 additions in its slab and
-// slabs / 32 + 32 over the slabs: the error stays below that many roundings of the sum of absolute values.
+// A tile's warps take a slab's rows in turn (lane l: rows l, l + 8, ...), each thread four columns, so a row of a tile is one access of 512
+// bytes; the eight lanes meet in shared memory. An element passes through at most 16 + 8 additions in its slab and slabs / 32 + 32 over the
+// slabs: the error stays below that many roundings of the sum of absolute values.
 //
 // src/backend/cuda/elementwise.rs launches them and repeats the sizes.
 #pragma once
@@ -51,8 +51,8 @@ struct ColumnTile {
         if (first + 3 * WARP < columns) row[first + 3 * WARP] = values.w;
     }
 
-    // The sum of values(row) over the slab, in the threads of lane 0. Value: float4 or Pair. `scratch` holds TILE_THREADS of them and may be
-    // used again at once.
+    // The sum of values(row) over the slab, in the threads of lane 0. Value: float4 or Pair. `scratch` holds TILE_THREADS of them and may
+    // be used again at once.
     template <typename Value, typename Values> DEVICE Value sum_rows(int rows, Value *scratch, Values values) const {
         Value sum = {};
         const int end = min(rows, rows_begin + TILE_ROWS);

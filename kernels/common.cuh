@@ -7,6 +7,8 @@
 //   SHARED_MEMORY(type, name);                          the block's dynamic shared memory as `type *name` (16-byte aligned); there is no static one
 //   barrier();                                          all threads of the block; never inside a branch that only some of them take
 //   grid_barrier(state, blocks);                        all blocks of a cooperative launch: memory written before is visible after
+//   grid_arrive(state); grid_wait(state, count);        its two halves, for work in between: a block that waits for `count` arrivals sees what
+//                                                       those blocks wrote before them; all threads of a block call both
 //
 // Arguments are pointers, int, unsigned, long long, unsigned long long and float, nothing else: the host passes one 8-byte slot for each.
 // Sizes in elements are int where they are below 2^31, offsets into large tensors long long. Warp primitives carry CUDA's names
@@ -31,6 +33,25 @@
     type *name = reinterpret_cast<type *>(shared_memory)
 
 DEVICE void barrier() { __syncthreads(); }
+
+// Arrivals are counted for good: the counter must be zero before the first one, and the waiting block knows how many there have to be.
+// Thread 0 arrives with release and waits with acquire semantics; the block barriers carry that to all threads.
+DEVICE void grid_arrive(unsigned *state) {
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(state) : "memory");
+    }
+}
+
+DEVICE void grid_wait(unsigned *state, unsigned count) {
+    if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+        unsigned seen;
+        do {
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(state) : "memory");
+        } while (int(seen - count) < 0);
+    }
+    __syncthreads();
+}
 
 // The counter of `grid_barrier` wraps around after 2^31 barriers; it must be zero before a kernel's first one and is left at a multiple of
 // `blocks`. Thread 0 of every block arrives with release and waits with acquire semantics; the block barriers carry that to all threads.

@@ -1,7 +1,7 @@
 // What is done to every element by itself, and sums over all elements or down columns. All tensors f32 unless said otherwise.
 //
-// Bound by memory: at most about 30 operations (tanh) stand against 8 bytes an element, in whose time an H200 does 55. The floor is bytes over
-// copy bandwidth; bytes per element, each input read once, each output written once:
+// Bound by memory: at most about 30 operations (tanh) stand against 8 bytes an element, in whose time an H200 does 55. The floor is bytes
+// over copy bandwidth; bytes per element, each input read once, each output written once:
 //
 //   fill 4   scale, bias + activation 8   add, multiply, activation backward 12   multiply-accumulate 16   f32 <-> bf16 6
 //   sum, column sums 4   activation backward together with column sums 12, apart 16

@@ -1,8 +1,8 @@
-// Rows of a table, by token, and the table's gradient. R tokens, C columns, V rows of the table, f32. A token outside 0 ... V - 1 stands for
-// no token: its row is zero, and nothing comes of it in the gradient.
+// Rows of a table, by token, and the table's gradient. R tokens, C columns, V rows of the table, f32. A token outside 0 ... V - 1 stands
+// for no token: its row is zero, and nothing comes of it in the gradient.
 //
-// Bytes: gather 8 R C; gradient 4 R C read and 4 U C written (8 where it adds) for U distinct tokens, and 4 V C written before where it does
-// not add. Bound by memory: 5600 x 400: 18 MB each, 4 us at 4.8 TB/s.
+// Bytes: gather 8 R C; gradient 4 R C read and 4 U C written (8 where it adds) for U distinct tokens, and 4 V C written before where it
+// does not add. Bound by memory: 5600 x 400: 18 MB each, 4 us at 4.8 TB/s.
 //
 // The gradient of a token is the sum over its rows, in their order, in pieces of at most 32 rows, and then over the pieces: no atomics, and
 // the longest chain of loads stays short for the commonest word. The host groups the rows (src/backend/cpu/embedding.rs sums in the same
@@ -89,8 +89,8 @@ struct Strip {
 
 // dy: [rows, columns], order: [rows], partials: [rows / 16, columns].
 KERNEL(THREADS, 4)
-embedding_gradient(float *dweight, const float *dy, const Piece *pieces, const int *order, const float *scales, float *partials, int piece_count,
-                   int columns, int accumulate) {
+embedding_gradient(float *dweight, const float *dy, const Piece *pieces, const int *order, const float *scales, float *partials,
+                   int piece_count, int columns, int accumulate) {
     const Strip strip(columns, are_aligned(dweight, dy, partials));
     if (strip.number >= piece_count) return;
     const Piece piece = pieces[strip.number];
@@ -106,7 +106,8 @@ embedding_gradient(float *dweight, const float *dy, const Piece *pieces, const i
 }
 
 KERNEL(THREADS, 4)
-embedding_totals(float *dweight, const float *partials, const Total *totals, const float *scales, int total_count, int columns, int accumulate) {
+embedding_totals(float *dweight, const float *partials, const Total *totals, const float *scales, int total_count, int columns,
+                 int accumulate) {
     const Strip strip(columns, are_aligned(dweight, partials));
     if (strip.number >= total_count) return;
     const Total total = totals[strip.number];

@@ -1,5 +1,5 @@
-// f32 arithmetic in which every result is rounded to nearest by itself. nvcc fuses a product and a sum into one rounding where it can; the CPU
-// does not. Where both have to give the same bits, a kernel says so with these.
+// f32 arithmetic in which every result is rounded to nearest by itself. nvcc fuses a product and a sum into one rounding where it can; the
+// CPU does not. Where both have to give the same bits, a kernel says so with these.
 #pragma once
 
 #include "common.cuh"

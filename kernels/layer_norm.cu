@@ -3,12 +3,12 @@
 //
 //   dx = (g - mean(g) - n mean(g n)) / deviation with g = dy gamma     dgamma = sum over rows of dy n     dbeta = sum over rows of dy
 //
-// Bytes per element: forward 8, dx 12, dgamma and dbeta 8. Fewer than 20 operations: bound by memory. 1600 x 256 (a Transformer's batch): 1.6 MB
-// a tensor, which stays in the second-level cache, so the launches take the time; 12,000 x 512: 49 MB forward, 10 us at 4.8 TB/s.
+// Bytes per element: forward 8, dx 12, dgamma and dbeta 8. Fewer than 20 operations: bound by memory. 1600 x 256 (a Transformer's batch):
+// 1.6 MB a tensor, which stays in the second-level cache, so the launches take the time; 12,000 x 512: 49 MB forward, 10 us at 4.8 TB/s.
 //
-// Forward and dx: a warp for each row up to 1024 columns, a block for each longer one. A row is read two or three times, after the first from
-// the multiprocessor's own cache. The variance is taken about the mean, in a pass of its own, so that nothing cancels. dgamma and dbeta are not
-// fused with dx: a frozen layer wants dx alone, and column sums (column_sums.cuh) want another shape of block.
+// Forward and dx: a warp for each row up to 1024 columns, a block for each longer one. A row is read two or three times, after the first
+// from the multiprocessor's own cache. The variance is taken about the mean, in a pass of its own, so that nothing cancels. dgamma and
+// dbeta are not fused with dx: a frozen layer wants dx alone, and column sums (column_sums.cuh) want another shape of block.
 //
 // Not yet measured on a GPU.
 #include "column_sums.cuh"
@@ -34,8 +34,8 @@ struct BlockTeam {
 DEVICE float sum_of_lanes(float4 a) { return (a.x + a.y) + (a.z + a.w); }
 
 template <typename Team>
-DEVICE void forward(Team team, float *y, float *means, float *inverse_deviations, const float *x, const float *gamma, const float *beta, int rows,
-                    int columns, float epsilon) {
+DEVICE void forward(Team team, float *y, float *means, float *inverse_deviations, const float *x, const float *gamma, const float *beta,
+                    int rows, int columns, float epsilon) {
     if (team.row >= rows) return;
     const bool aligned = are_aligned(x, y, gamma, beta) && columns % 4 == 0;
     x += (long long)team.row * columns;
@@ -62,8 +62,8 @@ DEVICE void forward(Team team, float *y, float *means, float *inverse_deviations
 }
 
 template <typename Team>
-DEVICE void backward(Team team, float *dx, const float *dy, const float *x, const float *gamma, const float *means, const float *inverse_deviations,
-                     int rows, int columns, bool accumulate) {
+DEVICE void backward(Team team, float *dx, const float *dy, const float *x, const float *gamma, const float *means,
+                     const float *inverse_deviations, int rows, int columns, bool accumulate) {
     if (team.row >= rows) return;
     const bool aligned = are_aligned(dx, dy, x, gamma) && columns % 4 == 0;
     const float mean = means[team.row], inverse = inverse_deviations[team.row];
@@ -90,8 +90,8 @@ DEVICE void backward(Team team, float *dx, const float *dy, const float *x, cons
 
 // y, x: [rows, columns], gamma, beta: [columns], means, inverse_deviations: [rows]. y may be x.
 KERNEL(THREADS, 6)
-layer_norm_forward(float *y, float *means, float *inverse_deviations, const float *x, const float *gamma, const float *beta, int rows, int columns,
-                   float epsilon) {
+layer_norm_forward(float *y, float *means, float *inverse_deviations, const float *x, const float *gamma, const float *beta, int rows,
+                   int columns, float epsilon) {
     forward(WarpTeam(nullptr), y, means, inverse_deviations, x, gamma, beta, rows, columns, epsilon);
 }
 
@@ -104,14 +104,14 @@ layer_norm_forward_long(float *y, float *means, float *inverse_deviations, const
 
 // dx = or += ...; dx, dy, x: [rows, columns]. dx may be dy.
 KERNEL(THREADS, 6)
-layer_norm_backward(float *dx, const float *dy, const float *x, const float *gamma, const float *means, const float *inverse_deviations, int rows,
-                    int columns, int accumulate) {
+layer_norm_backward(float *dx, const float *dy, const float *x, const float *gamma, const float *means, const float *inverse_deviations,
+                    int rows, int columns, int accumulate) {
     backward(WarpTeam(nullptr), dx, dy, x, gamma, means, inverse_deviations, rows, columns, accumulate != 0);
 }
 
 KERNEL(THREADS, 6)
-layer_norm_backward_long(float *dx, const float *dy, const float *x, const float *gamma, const float *means, const float *inverse_deviations,
-                         int rows, int columns, int accumulate) {
+layer_norm_backward_long(float *dx, const float *dy, const float *x, const float *gamma, const float *means,
+                         const float *inverse_deviations, int rows, int columns, int accumulate) {
     SHARED_MEMORY(float, scratch);
     backward(BlockTeam(scratch), dx, dy, x, gamma, means, inverse_deviations, rows, columns, accumulate != 0);
 }

@@ -1,14 +1,14 @@
-// All trainable parameters move in three launches, however many tensors they are: partial sums of the gradient's norm, what follows from the
-// norm, the update. The arithmetic is that of src/optim, operation by operation (exact.cuh), so an update has the CPU's bits. Two scalars only
-// may differ by a unit of f32, and hardly ever do: the clipping coefficient, since the squares are summed in another order, and Adam's
-// corrections, which pass through another pow; both are computed in f64 and rounded once.
+// All trainable parameters move in three launches, however many tensors they are: partial sums of the gradient's norm, what follows from
+// the norm, the update. The arithmetic is that of src/optim, operation by operation (exact.cuh), so an update has the CPU's bits. Two
+// scalars only may differ by a unit of f32, and hardly ever do: the clipping coefficient, since the squares are summed in another order,
+// and Adam's corrections, which pass through another pow; both are computed in f64 and rounded once.
 //
-// Bytes per parameter: norm 4; Adadelta and Adam 28 (four streams read, three written), SGD 12, with momentum 20; 2 more with a copy in bf16.
-// Bound by memory: about 90 operations for Adadelta stand against 28 bytes, in whose time an H200 does 190. 9.3 M parameters (4x320): 37 MB +
-// 260 MB, 62 us at 4.8 TB/s.
+// Bytes per parameter: norm 4; Adadelta and Adam 28 (four streams read, three written), SGD 12, with momentum 20; 2 more with a copy in
+// bf16. Bound by memory: about 90 operations for Adadelta stand against 28 bytes, in whose time an H200 does 190. 9.3 M parameters (4x320):
+// 37 MB + 260 MB, 62 us at 4.8 TB/s.
 //
-// A block takes one slice of a tensor; a table says which. Learning rate, epsilon, counts and the verdict on the norm are in device memory, so a
-// captured graph follows them. A norm that is not finite makes the update a no-op.
+// A block takes one slice of a tensor; a table says which. Learning rate, epsilon, counts and the verdict on the norm are in device memory,
+// so a captured graph follows them. A norm that is not finite makes the update a no-op.
 //
 // Not yet measured on a GPU.
 #include "exact.cuh"
@@ -104,7 +104,8 @@ DEVICE double f64_of_bits(unsigned long long bits) {
 
 // One block: the norm, its verdict, and the scalars of this update. beta1 and beta2 are Adam's, as bits of f64; 0 for others.
 KERNEL(1024, 1)
-optim_prepare(StepState *state, const double *partials, const Slice *slices, int count, unsigned long long beta1, unsigned long long beta2) {
+optim_prepare(StepState *state, const double *partials, const Slice *slices, int count, unsigned long long beta1,
+              unsigned long long beta2) {
     SHARED_MEMORY(double, scratch); // [WARP]
     constexpr int NONE = 0x7fffffff;
     double sum = 0;
@@ -215,7 +216,7 @@ template <typename Rule> DEVICE void update(const Parameter *parameters, const S
     });
 }
 
-KERNEL(THREADS, 4) optim_adadelta(const Parameter *parameters, const Slice *slices, const StepState *state, float keep, float take) {
+KERNEL(THREADS, 3) optim_adadelta(const Parameter *parameters, const Slice *slices, const StepState *state, float keep, float take) {
     if (state->non_finite >= 0) return;
     update(parameters, slices, Adadelta{Hyper(*state), keep, take});
 }
@@ -232,7 +233,7 @@ optim_momentum(const Parameter *parameters, const Slice *slices, const StepState
     update(parameters, slices, Momentum{Hyper(*state), momentum, state->updates <= 1 ? 1.0f : take, nesterov != 0});
 }
 
-KERNEL(THREADS, 4)
+KERNEL(THREADS, 3)
 optim_adam(const Parameter *parameters, const Slice *slices, const StepState *state, float take1, float keep2, float take2) {
     if (state->non_finite >= 0) return;
     update(parameters, slices, Adam{Hyper(*state), take1, keep2, take2, state->step_size, state->correction});

@@ -1,7 +1,7 @@
 // Random numbers and dropout masks: the same bits as src/random.rs on the CPU, for any launch shape.
 //
-// Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a counter to four numbers under a key. Ten rounds
-// of two 32 x 32 -> 64 multiplications and four exclusive ors: about 80 instructions for four elements.
+// Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a counter to four numbers under a key. Ten
+// rounds of two 32 x 32 -> 64 multiplications and four exclusive ors: about 80 instructions for four elements.
 #pragma once
 
 #include "common.cuh"

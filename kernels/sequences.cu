@@ -1,6 +1,6 @@
-// What has to know which sequence and time a row belongs to: dropout, and subsampling of frames. Packed rows, time-major, longest sequence first:
-// rows offsets[t] ... offsets[t + 1] - 1 are the frames of time t; offsets: [steps + 1]. Rows from offsets[steps] on belong to no sequence, they
-// only make shapes repeat, and become zero.
+// What has to know which sequence and time a row belongs to: dropout, and subsampling of frames. Packed rows, time-major, longest sequence
+// first: rows offsets[t] ... offsets[t + 1] - 1 are the frames of time t; offsets: [steps + 1]. Rows from offsets[steps] on belong to no
+// sequence, they only make shapes repeat, and become zero.
 //
 // Bytes per element: dropout 8, subsampling 8 of those kept, its backward by a factor s 4 + 4 / s (8 / s where it adds). Bound by memory:
 // dropout's random numbers are about 110 instructions for four elements, 0.55 of what an H200 issues while it moves their 32 bytes.
@@ -103,7 +103,8 @@ sequences_subsample(float *y, const float *x, const int *offsets, const int *kep
     });
 }
 
-// dx = or += dy where a frame was kept; dx: [rows, columns] packed by offsets: [steps + 1]. Without `accumulate` the other rows become zero.
+// dx = or += dy where a frame was kept; dx: [rows, columns] packed by offsets: [steps + 1]. Without `accumulate` the other rows become
+// zero.
 KERNEL(THREADS, 6)
 sequences_subsample_backward(float *dx, const float *dy, const int *offsets, const int *kept_offsets, int steps, int rows, int columns,
                              int rows_per_block, int factor, int accumulate) {

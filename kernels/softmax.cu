@@ -12,6 +12,7 @@
 // A row's start is a multiple of 16 bytes only if V happens to be so: what lies before the first such address and behind the last one are edges, one
 // element a thread. Nothing is exchanged between threads but the statistics, so the passes need no barrier of their own.
 #include "softmax.cuh"
+#include "vector.cuh"
 
 template <typename Element> constexpr int LANES = 16 / int(sizeof(Element)); // elements of a vector
 constexpr int UNROLLED = 4;                                                  // vectors in flight
@@ -35,23 +36,22 @@ DEVICE uint4 pack(const float (&x)[4]) {
     return make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
 }
 
-DEVICE unsigned pack(float low, float high) {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-    return unsigned(__bfloat16_as_ushort(both.x)) | unsigned(__bfloat16_as_ushort(both.y)) << 16;
+DEVICE uint4 pack(const float (&x)[8]) {
+    return make_uint4(to_bfloat16_pair(x[0], x[1]), to_bfloat16_pair(x[2], x[3]), to_bfloat16_pair(x[4], x[5]), to_bfloat16_pair(x[6], x[7]));
 }
 
-DEVICE uint4 pack(const float (&x)[8]) { return make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])); }
-
-// How a row is shared out: vectors that start at multiples of 16 bytes, and edges before and behind them.
+// How a row is shared out: vectors that start at multiples of 16 bytes, and edges before and behind them, one element a thread.
 template <typename Element> struct Row {
     Element *start;
     int columns, head, vectors;
 
     DEVICE Row(Element *start, int columns) : start(start), columns(columns) {
-        const unsigned beyond = unsigned(reinterpret_cast<unsigned long long>(start) % 16 / sizeof(Element));
-        head = min(columns, int((LANES<Element> - beyond) % LANES<Element>));
+        const int beyond = int(reinterpret_cast<std::uintptr_t>(start) % 16 / sizeof(Element));
+        head = min(columns, (LANES<Element> - beyond) % LANES<Element>);
         vectors = (columns - head) / LANES<Element>;
     }
+    // Edges alone: for rows of several tensors that are not alike aligned.
+    DEVICE void scatter() { vectors = 0, head = columns; }
     DEVICE uint4 *vector(int index) const { return reinterpret_cast<uint4 *>(start + head) + index; }
     // The first column of a vector; the column of an edge.
     DEVICE int column(int vector) const { return head + vector * LANES<Element>; }
@@ -70,7 +70,7 @@ DEVICE Statistics block_statistics(Statistics own, float *scratch) {
     return warp_statistics(part);
 }
 
-// One pass over a row; with `kept` (shared memory), each thread leaves its vectors there. The block's threads are at least as many as a row's edges.
+// One pass over a row; with `kept` (shared memory), each thread leaves its vectors there.
 template <typename Element> DEVICE Statistics row_statistics(const Row<Element> &row, uint4 *kept, float *scratch) {
     Statistics own;
     const int threads = blockDim.x;
@@ -88,8 +88,8 @@ template <typename Element> DEVICE Statistics row_statistics(const Row<Element> 
             own.add(x);
         }
     }
-    if (int(threadIdx.x) < row.edges()) {
-        const float x[1] = {as_float(row.start[row.edge(threadIdx.x)])};
+    for (int i = threadIdx.x; i < row.edges(); i += threads) {
+        const float x[1] = {as_float(row.start[row.edge(i)])};
         own.add(x);
     }
     return block_statistics(own, scratch);
@@ -138,8 +138,8 @@ struct Gradient {
             replace<DENSE>(x, row.column(v));
             if (write) *row.vector(v) = pack(x);
         }
-        if (int(threadIdx.x) < row.edges()) {
-            const int column = row.edge(threadIdx.x);
+        for (int i = threadIdx.x; i < row.edges(); i += blockDim.x) {
+            const int column = row.edge(i);
             float x[1] = {as_float(row.start[column])};
             replace<DENSE>(x, column);
             if (write) assign(row.start[column], x[0]);
@@ -161,7 +161,7 @@ DEVICE void cross_entropy(float *scratch, Element *logits, const int *labels, co
         if (threadIdx.x == 0) losses[index] = 0.0f;
         if (!with_gradient) return;
         for (int v = threadIdx.x; v < row.vectors; v += blockDim.x) *row.vector(v) = make_uint4(0, 0, 0, 0);
-        if (int(threadIdx.x) < row.edges()) assign(row.start[row.edge(threadIdx.x)], 0.0f);
+        for (int i = threadIdx.x; i < row.edges(); i += blockDim.x) assign(row.start[row.edge(i)], 0.0f);
         return;
     }
 
@@ -209,10 +209,11 @@ cross_entropy_bf16(__nv_bfloat16 *logits, const int *labels, const float *target
                   is_resident != 0);
 }
 
-// y = x - ln sum exp(x); x, y: [R, V] alike aligned, R blocks; y may be x. Shared memory: 64 floats.
+// y = x - ln sum exp(x); x, y: [R, V], R blocks; y may be x. Shared memory: 64 floats.
 KERNEL(1024, 1) log_softmax_forward(float *x, float *y, int columns) {
     SHARED_MEMORY(float, scratch);
-    const Row<float> from(x + (long long)blockIdx.x * columns, columns), to(y + (long long)blockIdx.x * columns, columns);
+    Row<float> from(x + (long long)blockIdx.x * columns, columns), to(y + (long long)blockIdx.x * columns, columns);
+    if (from.head != to.head) from.scatter(), to.scatter();
     const Statistics all = row_statistics(from, nullptr, scratch);
     const float log_sum = logf(all.sum);
     // Two subtractions: maximum + log_sum would lose the small logarithm beside a large maximum.
@@ -223,24 +224,25 @@ KERNEL(1024, 1) log_softmax_forward(float *x, float *y, int columns) {
         for (int i = 0; i < 4; ++i) values[i] = (values[i] - all.maximum) - log_sum;
         *to.vector(v) = pack(values);
     }
-    if (int(threadIdx.x) < from.edges()) {
-        const int column = from.edge(threadIdx.x);
+    for (int i = threadIdx.x; i < from.edges(); i += blockDim.x) {
+        const int column = from.edge(i);
         to.start[column] = (from.start[column] - all.maximum) - log_sum;
     }
 }
 
-// dx = dy - exp(y) sum(dy); y, dy, dx: [R, V] alike aligned, R blocks; dx may be dy. Shared memory: 32 floats.
+// dx = dy - exp(y) sum(dy); y, dy, dx: [R, V], R blocks; dx may be dy. Shared memory: 32 floats.
 KERNEL(1024, 1) log_softmax_backward(float *y, float *dy, float *dx, int columns) {
     SHARED_MEMORY(float, scratch);
     const long long start = (long long)blockIdx.x * columns;
-    const Row<float> from(y + start, columns), upstream(dy + start, columns), to(dx + start, columns);
+    Row<float> from(y + start, columns), upstream(dy + start, columns), to(dx + start, columns);
+    if (from.head != upstream.head || from.head != to.head) from.scatter(), upstream.scatter(), to.scatter();
     float sum = 0.0f;
     for (int v = threadIdx.x; v < upstream.vectors; v += blockDim.x) {
         float values[4];
         unpack(*upstream.vector(v), values);
         sum += (values[0] + values[1]) + (values[2] + values[3]);
     }
-    if (int(threadIdx.x) < upstream.edges()) sum += upstream.start[upstream.edge(threadIdx.x)];
+    for (int i = threadIdx.x; i < upstream.edges(); i += blockDim.x) sum += upstream.start[upstream.edge(i)];
     sum = block_sum(sum, scratch);
     for (int v = threadIdx.x; v < from.vectors; v += blockDim.x) {
         float logs[4], values[4];
@@ -250,14 +252,14 @@ KERNEL(1024, 1) log_softmax_backward(float *y, float *dy, float *dx, int columns
         for (int i = 0; i < 4; ++i) values[i] -= exponential(logs[i]) * sum;
         *to.vector(v) = pack(values);
     }
-    if (int(threadIdx.x) < from.edges()) {
-        const int column = from.edge(threadIdx.x);
+    for (int i = threadIdx.x; i < from.edges(); i += blockDim.x) {
+        const int column = from.edge(i);
         to.start[column] = upstream.start[column] - exponential(from.start[column]) * sum;
     }
 }
 
 // The first column with the largest value of every row; 0 for a row of NaN. x: [R, V]; a warp a row.
-KERNEL(256, 1) argmax(const float *x, int *indices, int rows, int columns) {
+KERNEL(256, 1) softmax_argmax(const float *x, int *indices, int rows, int columns) {
     const int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
     x += (long long)row * columns;
@@ -273,18 +275,18 @@ KERNEL(256, 1) argmax(const float *x, int *indices, int rows, int columns) {
     if (lane == 0) indices[row] = place;
 }
 
-// sum = scale times the sum of values: [count], in one block, in f64.
-KERNEL(1024, 1) sum_losses(const float *values, float *sum, float scale, int count) {
+// total = scale times the sum of values: [count], in one block, in f64. Shared memory: 32 doubles.
+KERNEL(1024, 1) softmax_total(const float *values, float *total, float scale, int count) {
     SHARED_MEMORY(double, scratch);
     double own = 0.0;
     for (int i = threadIdx.x; i < count; i += blockDim.x) own += double(values[i]);
     own = block_sum(own, scratch);
-    if (threadIdx.x == 0) *sum = float(own * double(scale));
+    if (threadIdx.x == 0) *total = float(own * double(scale));
 }
 
 EXPORT(cross_entropy_f32);
 EXPORT(cross_entropy_bf16);
 EXPORT(log_softmax_forward);
 EXPORT(log_softmax_backward);
-EXPORT(argmax);
-EXPORT(sum_losses);
+EXPORT(softmax_argmax);
+EXPORT(softmax_total);

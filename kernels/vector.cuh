@@ -1,7 +1,7 @@
 // Loops over f32 elements: four to an access of 16 bytes where all pointers allow it, single ones for the rest.
 //
-// A loop's body is written once, against a place: `at.load(x)` is a float4 at a Quad and a float at a Single, and the arithmetic below takes
-// either. So the bits of an elementwise result depend neither on alignment nor on which of the two computed it.
+// A loop's body is written once, against a place: `at.load(x)` is a float4 at a Quad and a float at a Single, and the arithmetic below
+// takes either. So the bits of an elementwise result depend neither on alignment nor on which of the two computed it.
 #pragma once
 
 #include "common.cuh"
@@ -65,7 +65,8 @@ template <typename... Pointers> DEVICE bool are_aligned(Pointers... pointers) { 
 // lies beyond n.
 DEVICE float4 load_four(const float *x, long long i, long long n, bool aligned, float filling = 0.0f) {
     if (aligned && i + 4 <= n) return Quad{i}.load(x);
-    return make_float4(i < n ? x[i] : filling, i + 1 < n ? x[i + 1] : filling, i + 2 < n ? x[i + 2] : filling, i + 3 < n ? x[i + 3] : filling);
+    const auto single = [=](long long j) { return j < n ? x[j] : filling; };
+    return make_float4(single(i), single(i + 1), single(i + 2), single(i + 3));
 }
 
 DEVICE void store_four(float *y, long long i, long long n, bool aligned, float4 values) {
@@ -79,7 +80,8 @@ DEVICE void store_four(float *y, long long i, long long n, bool aligned, float4 
     if (i + 3 < n) y[i + 3] = values.w;
 }
 
-// Which of a group's `count` threads this is. Loops stride by the group: all threads of a launch (one-dimensional, fewer than 2^31), or of a block.
+// Which of a group's `count` threads this is. Loops stride by the group: all threads of a launch (one-dimensional, fewer than 2^31), or of
+// a block.
 struct Threads {
     int number, count;
     static DEVICE Threads of_launch() { return {int(blockIdx.x * blockDim.x + threadIdx.x), int(gridDim.x * blockDim.x)}; }

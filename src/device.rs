@@ -305,7 +305,8 @@ pub fn cuda_available() -> Result<(), String> {
 
 fn available(ordinal: u32) -> Result<()> {
     let error = |why: String| Error::new(Subject::Device(format!("cuda:{ordinal}")), why);
-    cuda_available().map_err(|why| error(format!("cannot be used: {why}")).remedy("Use --device cpu, or see `headfirst doctor`"))?;
+    cuda_available()
+        .map_err(|why| error(format!("cannot be used: {why}")).remedy("Use --device cpu, or see `headfirst doctor`"))?;
     let count = cuda::gpu::count();
     if ordinal >= count {
         return Err(error(format!("is not there: the driver sees {count} GPUs, numbered from 0"))

@@ -103,9 +103,14 @@ fn every_kernel_file_is_compiled_once_and_the_next_build_compiles_none() {
     let calls = fs::read_to_string(workshop.path("cache/bin/calls")).unwrap();
     assert_eq!(calls.lines().count(), 3, "{calls}");
     for call in calls.lines() {
-        for option in
-            ["-std=c++17", "-O3", "--fatbin", "-gencode=arch=compute_90a,code=sm_90a", "compute_100,code=compute_100"]
-        {
+        for option in [
+            "-std=c++17",
+            "-O3",
+            "--fatbin",
+            "--compress-mode=size",
+            "-gencode=arch=compute_90a,code=sm_90a",
+            "compute_100,code=compute_100",
+        ] {
             assert!(call.contains(option), "{option} is missing: {call}");
         }
     }
@@ -200,6 +205,9 @@ fn an_older_nvcc_leaves_out_what_it_does_not_know() {
     let workshop = Workshop::with_nvcc("cache/bin", "12.4", "70 80 86 89 90");
     let built = workshop.build().unwrap();
     assert!(built.warnings[0].contains("sm_100, sm_120"), "{:?}", built.warnings);
+    // Drivers of its age may not read what a newer one compresses.
+    let calls = fs::read_to_string(workshop.path("cache/bin/calls")).unwrap();
+    assert!(calls.contains("sm_90a") && !calls.contains("--compress-mode"), "{calls}");
     // The newest PTX it makes is what later GPUs will start from.
     assert!(
         workshop.table().contains("[\"sm_80\", \"sm_86\", \"sm_89\", \"sm_90a\", \"compute_90\"]"),

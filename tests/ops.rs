@@ -238,13 +238,13 @@ fn run(case: &Case, device: &Device, trainable: &[bool]) -> (Vec<f32>, Vec<Optio
         })
         .collect();
     let output = (case.forward)(&mut tape, &variables);
-    let result = output.tensor().data().to_vec();
+    let result = output.tensor().to_vec();
     let weights = Tensor::from_vec(device, output.shape(), loss_weights(case, result.len()), Category::Activation);
     let weighted = ops::arithmetic::multiply(&mut tape, &output, &Var::constant(weights)).unwrap();
     let loss = ops::arithmetic::sum(&mut tape, &weighted);
     drop((variables, output, weighted));
     tape.backward(&loss, 1.0, &mut gradients).unwrap();
-    let gradients = (0..trainable.len()).map(|index| gradients.get(index).map(|g| g.data().to_vec())).collect();
+    let gradients = (0..trainable.len()).map(|index| gradients.get(index).map(Tensor::to_vec)).collect();
     (result, gradients)
 }
 
@@ -267,12 +267,45 @@ fn in_f64(values: Vec<Vec<f32>>) -> Vec<Vec<f64>> {
     values.into_iter().map(|values| values.into_iter().map(f64::from).collect()).collect()
 }
 
+/// Every device that there is: the CPU and, with the feature `emulator`, the CUDA backend with its threads in three orders.
+fn devices() -> Vec<Device> {
+    #[cfg(not(feature = "emulator"))]
+    return vec![Device::cpu()];
+    #[cfg(feature = "emulator")]
+    {
+        use headfirst::backend::cuda::emulator::{AVAILABLE, Order};
+        if !AVAILABLE {
+            println!("skipped on the emulator: there is no C++ compiler");
+            return vec![Device::cpu()];
+        }
+        let orders = [Order::Forward, Order::Reversed, Order::Shuffled(1)];
+        std::iter::once(Device::cpu()).chain(orders.map(Device::emulator)).collect()
+    }
+}
+
 #[test]
 fn every_operation_agrees_with_its_definition() {
-    for case in table() {
-        let (found, _) = run(&case, &Device::cpu(), &vec![false; case.shapes.len()]);
+    for (device, case) in devices().iter().flat_map(|device| table().into_iter().map(move |case| (device, case))) {
+        let (found, _) = run(&case, device, &vec![false; case.shapes.len()]);
+        device.check().unwrap_or_else(|error| panic!("{}: {error}", case.name));
         let expected = (case.reference)(&in_f64(inputs(&case)));
-        assert_close(&case.name, &found, &expected, case.depth);
+        assert_close(&format!("{} on {device}", case.name), &found, &expected, case.depth);
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn the_order_of_a_kernels_threads_does_not_change_a_bit() {
+    for case in table() {
+        let trainable = vec![true; case.shapes.len()];
+        let results: Vec<_> = devices()[1..]
+            .iter()
+            .map(|device| {
+                let (output, gradients) = run(&case, device, &trainable);
+                (bits(&output), gradients.iter().map(|g| bits(g.as_deref().unwrap())).collect::<Vec<_>>())
+            })
+            .collect();
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", case.name);
     }
 }
 
@@ -283,8 +316,8 @@ fn every_gradient_agrees_with_central_differences() {
     const STEP: f64 = 1e-5;
     /// Of each input; evenly spread over the larger ones.
     const MOST_ELEMENTS: usize = 300;
-    for case in table() {
-        let (output, gradients) = run(&case, &Device::cpu(), &vec![true; case.shapes.len()]);
+    for (device, case) in devices().iter().flat_map(|device| table().into_iter().map(move |case| (device, case))) {
+        let (output, gradients) = run(&case, device, &vec![true; case.shapes.len()]);
         let weights = loss_weights(&case, output.len());
         let loss = |inputs: &[Vec<f64>]| -> f64 {
             (case.reference)(inputs).iter().zip(&weights).map(|(y, &w)| y * f64::from(w)).sum()
@@ -304,7 +337,7 @@ fn every_gradient_agrees_with_central_differences() {
                     (above - below) / (2.0 * STEP)
                 })
                 .collect();
-            let what = format!("{}, gradient of input {input}", case.name);
+            let what = format!("{} on {device}, gradient of input {input}", case.name);
             let found = gradients[input].as_ref().unwrap_or_else(|| panic!("{what} is missing"));
             let found: Vec<f32> = found.iter().step_by(stride).copied().collect();
             assert_close(&what, &found, &expected, case.depth.max(16));
@@ -314,10 +347,9 @@ fn every_gradient_agrees_with_central_differences() {
 
 #[test]
 fn freezing_some_inputs_leaves_the_bits_of_the_other_gradients_and_makes_no_buffer() {
-    for case in table() {
+    for (device, case) in devices().iter().flat_map(|device| table().into_iter().map(move |case| (device, case))) {
         let count = case.shapes.len();
-        let device = Device::cpu();
-        let (all_output, all) = run(&case, &device, &vec![true; count]);
+        let (all_output, all) = run(&case, device, &vec![true; count]);
         // All combinations of few inputs; of an LSTM's nine, each alone, all but each, and every neighbouring pair.
         let combinations: Vec<usize> = if count <= 5 {
             (0..1 << count).collect()
@@ -329,7 +361,7 @@ fn freezing_some_inputs_leaves_the_bits_of_the_other_gradients_and_makes_no_buff
         for combination in combinations {
             let trainable: Vec<bool> = (0..count).map(|k| combination >> k & 1 == 1).collect();
             device.ledger().reset_peaks();
-            let (output, gradients) = run(&case, &device, &trainable);
+            let (output, gradients) = run(&case, device, &trainable);
             assert_eq!(bits(&output), bits(&all_output), "{}, {trainable:?}", case.name);
             for (index, gradient) in gradients.iter().enumerate() {
                 let expected = all[index].as_deref().filter(|_| trainable[index]);

@@ -24,6 +24,10 @@ void barrier(Site site) { block->barrier(State::Barrier, site); }
 
 void grid_barrier(unsigned *state, unsigned blocks, Site site) { block->grid_barrier(state, blocks, site); }
 
+void grid_arrive(unsigned *state, Site site) { block->grid_arrive(state, site); }
+
+void grid_wait(unsigned *state, unsigned count, Site site) { block->grid_wait(state, count, site); }
+
 std::uint64_t warp(Primitive primitive, unsigned mask, std::uint64_t value, int source, Site site) {
     return block->warp(primitive, mask, value, source, site);
 }
@@ -272,9 +276,14 @@ void Block::barrier(State kind, Site site) {
     }
     if (++arrived_count == threads) {
         if (kind == State::GridBarrier) {
-            // As in common.cuh.
-            const unsigned arrived = __atomic_fetch_add(grid_state, 1, __ATOMIC_ACQ_REL);
-            grid_target = arrived / grid_blocks * grid_blocks + grid_blocks;
+            if (grid_blocks > 0) {
+                // As in common.cuh.
+                const unsigned arrived = __atomic_fetch_add(grid_state, 1, __ATOMIC_ACQ_REL);
+                grid_target = arrived / grid_blocks * grid_blocks + grid_blocks;
+                has_arrived = true;
+            } else if (!shape->cooperative && !grid_barrier_is_open()) {
+                fail("grid_wait at " + text_of(site) + " for blocks that may not run, in a launch that is not cooperative");
+            }
             return leave(Outcome::WaitsForGrid);
         }
         wake_all();
@@ -296,6 +305,24 @@ void Block::grid_barrier(unsigned *state, unsigned blocks, Site site) {
         grid_blocks = blocks;
     } else if (state != grid_state || blocks != grid_blocks) {
         fail("grid_barrier at " + text_of(site) + " with another state or number of blocks than the threads before");
+    }
+    barrier(State::GridBarrier, site);
+}
+
+void Block::grid_arrive(unsigned *state, Site site) {
+    barrier(State::Barrier, site);
+    if (number_of(*running) != 0) return;
+    __atomic_fetch_add(state, 1, __ATOMIC_ACQ_REL);
+    has_arrived = true;
+}
+
+void Block::grid_wait(unsigned *state, unsigned count, Site site) {
+    if (arrived_count == 0) {
+        grid_state = state;
+        grid_blocks = 0;
+        grid_target = count;
+    } else if (state != grid_state || count != grid_target) {
+        fail("grid_wait at " + text_of(site) + " for another state or number of arrivals than the threads before");
     }
     barrier(State::GridBarrier, site);
 }

@@ -91,6 +91,8 @@ class Block {
     Outcome go_on();
     // Gives back the stacks of threads that will not go on.
     void abandon();
+    // Whether it arrived somewhere since this was last asked: others may be waiting for that.
+    bool take_arrival() { return std::exchange(has_arrived, false); }
     // After WaitsForGrid: have the other blocks arrived?
     bool grid_barrier_is_open() const { return int(__atomic_load_n(grid_state, __ATOMIC_ACQUIRE) - grid_target) >= 0; }
     // "kernel k, block (0, 0, 0)"
@@ -103,6 +105,8 @@ class Block {
     // Called by the running thread.
     void barrier(State kind, Site site);
     void grid_barrier(unsigned *state, unsigned blocks, Site site);
+    void grid_arrive(unsigned *state, Site site);
+    void grid_wait(unsigned *state, unsigned count, Site site);
     std::uint64_t warp(Primitive primitive, unsigned mask, std::uint64_t value, int source, Site site);
     void copy_async(void *shared, const void *global, int bytes, int available);
     void copy_async_commit();
@@ -159,7 +163,8 @@ class Block {
     State meeting_kind = State::Barrier;
     Site meeting{};
     unsigned *grid_state = nullptr;
-    unsigned grid_blocks = 0, grid_target = 0;
+    unsigned grid_blocks = 0, grid_target = 0; // grid_wait: no blocks, the target is given
+    bool has_arrived = false;
 
     // The lanes of each warp that wait in a primitive.
     unsigned waiting[MAX_THREADS / warpSize] = {};

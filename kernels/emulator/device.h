@@ -7,7 +7,7 @@
 // reads from outside the mask, a write beside the shared memory, __trap().
 //
 // Not shown here: fences (every write is visible at once), bank conflicts, registers, speed. Waiting for memory in a loop hangs, since the
-// thread that would write does not run meanwhile: wait in grid_barrier.
+// thread that would write does not run meanwhile: wait in grid_barrier or grid_wait.
 #pragma once
 
 #include "intrinsics.h"
@@ -49,6 +49,8 @@ enum class Primitive : std::uint8_t { SyncWarp, Ballot, Any, All, Shuffle, Shuff
 
 void barrier(Site site);
 void grid_barrier(unsigned *state, unsigned blocks, Site site);
+void grid_arrive(unsigned *state, Site site);
+void grid_wait(unsigned *state, unsigned count, Site site);
 // Waits for all lanes of `mask`. A shuffle gives the value of lane `source`, a vote the lanes whose value is not 0.
 std::uint64_t warp(Primitive primitive, unsigned mask, std::uint64_t value, int source, Site site);
 int lane();
@@ -127,6 +129,10 @@ template <int THREADS, typename... T> struct Export<Bound<THREADS> (*)(T...)> {
 DEVICE void barrier(HEADFIRST_SITE) { emulator::barrier({file, line}); }
 
 DEVICE void grid_barrier(unsigned *state, unsigned blocks, HEADFIRST_SITE) { emulator::grid_barrier(state, blocks, {file, line}); }
+
+DEVICE void grid_arrive(unsigned *state, HEADFIRST_SITE) { emulator::grid_arrive(state, {file, line}); }
+
+DEVICE void grid_wait(unsigned *state, unsigned count, HEADFIRST_SITE) { emulator::grid_wait(state, count, {file, line}); }
 
 [[noreturn]] DEVICE void __trap(HEADFIRST_SITE) { emulator::fail("__trap()", {file, line}); }
 

@@ -108,18 +108,20 @@ void Launch::work() {
             }
         }
         Block &block = *mine[turn];
-        switch (block.go_on()) {
+        const Block::Outcome outcome = block.go_on();
+        const bool arrived = block.take_arrival();
+        switch (outcome) {
         case Block::Outcome::Ended:
             ended += 1;
             worker.give_back(std::move(mine[turn]));
             mine.erase(mine.begin() + std::ptrdiff_t(turn));
             break;
         case Block::Outcome::WaitsForGrid:
-            if (block.grid_barrier_is_open()) announce_opening();
             turn += 1;
             break;
         case Block::Outcome::Failed: fail(block.error()); break;
         }
+        if (arrived) announce_opening();
     }
     for (std::unique_ptr<Block> &block : mine) {
         block->abandon();

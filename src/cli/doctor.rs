@@ -130,6 +130,9 @@ fn cuda() -> Result<Cuda> {
         driver: driver.as_ref().ok().map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
         problem: driver.err(),
         gpus: gpus.collect::<Result<_>>()?,
-        cublaslt: cublaslt::found(),
+        cublaslt: match cublaslt::find() {
+            Ok((place, version)) => format!("{version} from {place}"),
+            Err(why) => why,
+        },
     })
 }

@@ -2,6 +2,7 @@
 //! with the log-softmax fused. Symbol 0 is the blank.
 
 use crate::backend::cuda::context::Context;
+use crate::backend::cuda::softmax::Scale;
 use crate::backend::{cpu, cuda};
 use crate::device::{Backend, Category, Device};
 use crate::error::{Error, Result};
@@ -56,7 +57,7 @@ pub fn ctc(tape: &mut Tape, logits: &Var, sequences: &Sequences, labels: &[Vec<u
     let batch = Batch { logits: logits.tensor(), symbols, sequences, labels, scale };
     let losses = match device.backend() {
         Backend::Cpu => batch.on_host(&device, gradient.as_mut(), &mut loss),
-        Backend::Cuda(context) => batch.on_device(context, &device, gradient.as_mut(), &mut loss),
+        Backend::Cuda(context) => batch.on_device(context, &device, gradient.as_mut(), &mut loss)?,
         Backend::Plan => {
             drop(batch.host_workspace(&device));
             Losses::Host(vec![0.0; labels.len()])
@@ -80,7 +81,8 @@ fn check_labels(labels: &[Vec<u32>], sequences: &Sequences, symbols: usize) -> R
     }
     for (sequence, labels) in labels.iter().enumerate() {
         if let Some(label) = labels.iter().find(|&&label| label == BLANK || label as usize >= symbols) {
-            let problem = format!("the label {label} of sequence {sequence} is not between 1 and {}", symbols.saturating_sub(1));
+            let problem =
+                format!("the label {label} of sequence {sequence} is not between 1 and {}", symbols.saturating_sub(1));
             return Err(Error::operation("ctc", problem));
         }
     }
@@ -124,7 +126,7 @@ impl Batch<'_> {
         device: &Device,
         gradient: Option<&mut Tensor>,
         loss: &mut Tensor,
-    ) -> Losses {
+    ) -> Result<Losses> {
         let packing = self.sequences.on(context);
         // Where each sequence's labels start, then all labels.
         let mut integers = vec![0_i32];
@@ -145,9 +147,9 @@ impl Batch<'_> {
             longest,
         };
         let workspace = workspace(device, cuda::ctc::workspace(&batch, gradient.is_some()));
-        let gradient = gradient.map(Tensor::pointer_mut);
-        cuda::ctc::ctc(context, &batch, losses.pointer_mut(), gradient, workspace.pointer());
+        let gradient = gradient.map(|gradient| (gradient.pointer_mut(), Scale::ONE));
+        cuda::ctc::ctc(context, &batch, losses.pointer_mut(), gradient, workspace.pointer())?;
         cuda::ctc::total(context, losses.pointer(), self.labels.len(), self.scale, loss.pointer_mut());
-        Losses::Device(losses)
+        Ok(Losses::Device(losses))
     }
 }

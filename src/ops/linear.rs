@@ -3,8 +3,8 @@
 pub use crate::backend::cpu::activation::Activation;
 use crate::device::Category;
 use crate::error::Result;
-use crate::primitives::{Factor, activation_backward, bias_activation, column_sums, product};
 use crate::ops::{expect_shape, matrix};
+use crate::primitives::{Factor, activation_backward, bias_activation, column_sums, product};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 

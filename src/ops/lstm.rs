@@ -8,8 +8,9 @@
 //! The input projections of all steps are one product before the recurrence, the weight gradients products after it.
 
 use crate::backend::cuda::context::Context;
+use crate::backend::cuda::matmul::Arithmetic;
 use crate::backend::{cpu, cuda};
-use crate::device::{Backend as Arithmetic, Category, Device};
+use crate::device::{Backend as On, Category, Device};
 use crate::error::{Error, Result};
 use crate::ops::sequences::Sequences;
 use crate::ops::{expect_shape, matrix};
@@ -108,8 +109,8 @@ impl Sizes {
         cpu::lstm::Shape { hidden: self.hidden, directions, offsets: self.sequences.offsets() }
     }
 
-    fn device_shape(&self, context: &Arc<Context>, directions: usize) -> cuda::lstm::Shape {
-        cuda::lstm::Shape { hidden: self.hidden, directions, packing: self.sequences.on(context) }
+    fn device_shape(&self, context: &Arc<Context>, arithmetic: Arithmetic, directions: usize) -> cuda::lstm::Shape {
+        cuda::lstm::Shape { hidden: self.hidden, directions, packing: self.sequences.on(context), arithmetic }
     }
 }
 
@@ -118,7 +119,7 @@ fn recur(device: &Device, sizes: &Sizes, directions: &[Direction], kept: &mut [K
     let (hidden, rows) = (sizes.hidden, sizes.sequences.rows());
     device.count_operations(recurrent_operations(rows, hidden, directions.len()));
     match device.backend() {
-        Arithmetic::Cpu => {
+        On::Cpu => {
             let mut packed = packed_weights(device, hidden, directions.len());
             let biases: Vec<Vec<f32>> = directions.iter().map(Direction::bias).collect();
             let mut operands = Vec::with_capacity(kept.len());
@@ -134,8 +135,8 @@ fn recur(device: &Device, sizes: &Sizes, directions: &[Direction], kept: &mut [K
             }
             cpu::lstm::forward(&sizes.shape(directions.len()), &mut operands, output.data_mut());
         }
-        Arithmetic::Cuda(context) => {
-            let shape = sizes.device_shape(context, directions.len());
+        On::Cuda(context) => {
+            let shape = sizes.device_shape(context, device.arithmetic(), directions.len());
             let workspace = workspace(device, cuda::lstm::forward_workspace(context, &shape));
             let operands: Vec<cuda::lstm::Forward> = directions
                 .iter()
@@ -152,7 +153,7 @@ fn recur(device: &Device, sizes: &Sizes, directions: &[Direction], kept: &mut [K
                 .collect();
             cuda::lstm::forward(context, &shape, &operands, output.pointer_mut(), workspace.pointer());
         }
-        Arithmetic::Plan => drop(packed_weights(device, hidden, directions.len())),
+        On::Plan => drop(packed_weights(device, hidden, directions.len())),
     }
 }
 
@@ -238,7 +239,7 @@ fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &
     let mut cell_gradients: Vec<Tensor> =
         (0..count).map(|_| Tensor::zeros(device, &states, Category::Workspace)).collect();
     match device.backend() {
-        Arithmetic::Cpu => {
+        On::Cpu => {
             let mut packed = packed_weights(device, hidden, count);
             let mut operands = Vec::with_capacity(count);
             for ((kept, packed), cell_gradient) in kept.iter_mut().zip(&mut packed).zip(&mut cell_gradients) {
@@ -255,8 +256,8 @@ fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &
             }
             cpu::lstm::backward(&sizes.shape(count), &mut operands, gradient.data());
         }
-        Arithmetic::Cuda(context) => {
-            let shape = sizes.device_shape(context, count);
+        On::Cuda(context) => {
+            let shape = sizes.device_shape(context, device.arithmetic(), count);
             let workspace = workspace(device, cuda::lstm::backward_workspace(context, &shape));
             let operands: Vec<cuda::lstm::Backward> = kept
                 .iter_mut()
@@ -273,7 +274,7 @@ fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &
                 .collect();
             cuda::lstm::backward(context, &shape, &operands, gradient.pointer(), workspace.pointer());
         }
-        Arithmetic::Plan => drop(packed_weights(device, hidden, count)),
+        On::Plan => drop(packed_weights(device, hidden, count)),
     }
 }
 
@@ -282,16 +283,16 @@ fn previous_hidden(device: &Device, sizes: &Sizes, directions: usize, direction:
     let shape = [sizes.sequences.rows(), sizes.hidden];
     let mut previous = Tensor::uninitialized(device, &shape, Category::Workspace);
     match device.backend() {
-        Arithmetic::Cpu => {
+        On::Cpu => {
             let shape = sizes.shape(directions);
             cpu::lstm::previous_hidden(&shape, direction, output.data(), None, previous.data_mut());
         }
-        Arithmetic::Cuda(context) => {
-            let shape = sizes.device_shape(context, directions);
+        On::Cuda(context) => {
+            let shape = sizes.device_shape(context, device.arithmetic(), directions);
             let (output, previous) = (output.pointer(), previous.pointer_mut());
             cuda::lstm::previous_hidden(context, &shape, direction, output, None, previous);
         }
-        Arithmetic::Plan => {}
+        On::Plan => {}
     }
     previous
 }

@@ -1,6 +1,6 @@
 //! Frame subsampling: every `factor`-th frame of every sequence, the first always (ESPnet's `subsample`).
 
-use crate::backend::cuda;
+use crate::backend::{cpu, cuda};
 use crate::device::{Backend, Category};
 use crate::error::Result;
 use crate::ops::sequences::Sequences;
@@ -22,10 +22,8 @@ pub fn subsample(tape: &mut Tape, x: &Var, sequences: &Sequences, factor: usize)
     let mut output = Tensor::uninitialized(tape.device(), &[kept.rows(), columns], Category::Activation);
     match tape.device().backend() {
         Backend::Cpu => {
-            for (from, to) in kept_rows(sequences, &kept, factor) {
-                let (from, to) = (scaled(from, columns), scaled(to, columns));
-                output.data_mut()[to].copy_from_slice(&x.tensor().data()[from]);
-            }
+            let (all, kept) = (sequences.offsets(), kept.offsets());
+            cpu::subsample::subsample(x.tensor().data(), output.data_mut(), all, kept, factor, columns);
         }
         Backend::Cuda(context) => {
             let (all, kept) = (sequences.on(context), kept.on(context));
@@ -42,15 +40,9 @@ pub fn subsample(tape: &mut Tape, x: &Var, sequences: &Sequences, factor: usize)
         let device = gradient.device().clone();
         match device.backend() {
             Backend::Cpu => {
-                let input_gradient = sink.tensor.data_mut();
-                if !sink.add {
-                    input_gradient.fill(0.0);
-                }
-                for (from, to) in kept_rows(&all, &kept_sequences, factor) {
-                    let (from, to) = (scaled(from, columns), scaled(to, columns));
-                    let sums = input_gradient[from].iter_mut();
-                    sums.zip(&gradient.data()[to]).for_each(|(sum, x)| *sum += x);
-                }
+                let (all, kept) = (all.offsets(), kept_sequences.offsets());
+                let sums = sink.tensor.data_mut();
+                cpu::subsample::subsample_backward(gradient.data(), sums, all, kept, factor, columns, sink.add);
             }
             Backend::Cuda(context) => {
                 let (all, kept) = (all.on(context), kept_sequences.on(context));
@@ -62,18 +54,4 @@ pub fn subsample(tape: &mut Tape, x: &Var, sequences: &Sequences, factor: usize)
         Ok(())
     });
     Ok((output, kept))
-}
-
-type Rows = std::ops::Range<usize>;
-
-/// Where each kept time step's rows are, before and after: one contiguous block each, since the sequences keep their order.
-fn kept_rows(all: &Sequences, kept: &Sequences, factor: usize) -> impl Iterator<Item = (Rows, Rows)> {
-    (0..kept.steps()).map(move |time| {
-        let (from, to) = (all.offsets()[time * factor], kept.offsets()[time]);
-        (from..from + kept.active(time), to..to + kept.active(time))
-    })
-}
-
-fn scaled(rows: Rows, columns: usize) -> Rows {
-    rows.start * columns..rows.end * columns
 }

@@ -130,7 +130,8 @@ impl Updater {
     }
 
     fn trainable(&mut self, parameters: &mut Parameters, index: usize) -> Trainable {
-        let (_, buffers) = self.states.iter_mut().find(|(state, _)| *state == index).expect("a trainable parameter has states");
+        let (_, buffers) =
+            self.states.iter_mut().find(|(state, _)| *state == index).expect("a trainable parameter has states");
         let mut states = [0; 2];
         for (state, buffer) in states.iter_mut().zip(buffers) {
             *state = buffer.pointer_mut();

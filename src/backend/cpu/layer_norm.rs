@@ -253,8 +253,7 @@ mod tests {
                 let (gamma, beta) = (random(columns, 2), random(columns, 3));
                 let (y, means, _) = run(&x, &gamma, &beta);
                 let rows = x.chunks_exact(columns).map(|row| exact(&widened(row), &gamma, &beta));
-                let (expected, expected_means): (Vec<Vec<f64>>, Vec<f64>) =
-                    rows.map(|(y, mean, _)| (y, mean)).unzip();
+                let (expected, expected_means): (Vec<Vec<f64>>, Vec<f64>) = rows.map(|(y, mean, _)| (y, mean)).unzip();
                 // A few roundings of x beside deviations of order 0.5; a single column's are all rounding, against sqrt(epsilon).
                 let unit = f64::from(f32::EPSILON) * (1.0 + f64::from(offset));
                 let tolerance = 8.0 * unit / if columns < 3 { f64::from(EPSILON).sqrt() } else { 0.2 };

@@ -6,6 +6,7 @@
 //! Bits never depend on the number of threads: work is split by output element, and every sum runs in an order fixed by the shapes.
 
 pub mod activation;
+pub mod cross_entropy;
 pub mod ctc;
 pub mod dropout;
 pub mod embedding;
@@ -14,6 +15,7 @@ pub mod lstm;
 pub mod matmul;
 pub mod simd;
 pub mod softmax;
+pub mod subsample;
 
 #[cfg(test)]
 pub(crate) mod testing;

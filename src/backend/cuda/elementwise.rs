@@ -288,7 +288,7 @@ fn backward_with_sums(
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
-    use super::super::testing::{BOTH_ALIGNMENTS, Device, for_all_orders};
+    use super::super::testing::{BOTH_ALIGNMENTS, for_all_orders};
     use super::*;
     use crate::backend::cpu;
     use crate::backend::cpu::testing::{assert_close, random};
@@ -325,7 +325,7 @@ mod tests {
                     run(sum.pointer());
                     sum.values()
                 };
-                let scalar = device.upload(&[3.0]);
+                let scalar = device.upload(&[3.0_f32]);
                 let by = |x| scale_by(context, x, scalar.pointer(), 0.5, count);
                 expect(in_place(&by), &|a, _| (3.0 * 0.5) * a, "scale by a scalar");
                 expect(in_place(&|to| accumulate(context, to, y.pointer(), count)), &|a, b| a + b, "accumulate");

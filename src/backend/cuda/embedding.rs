@@ -142,8 +142,7 @@ pub fn gradient(
     let count = most_totals(rows);
     if count > 0 {
         let totals = Argument::Pointer(totals);
-        let arguments =
-            [dweight, partials, totals, scales, Argument::int(count), columns, Argument::flag(accumulate)];
+        let arguments = [dweight, partials, totals, scales, Argument::int(count), columns, Argument::flag(accumulate)];
         run(context, FILE, "embedding_totals", &launch(count), &arguments);
     }
 }
@@ -170,7 +169,9 @@ mod tests {
     #[test]
     fn rows_are_gathered_as_on_the_cpu_and_no_token_gives_zeros() {
         for_all_orders(|device| {
-            for ((count, vocabulary, columns), shift) in SHAPES.into_iter().flat_map(|s| BOTH_ALIGNMENTS.map(|a| (s, a))) {
+            for ((count, vocabulary, columns), shift) in
+                SHAPES.into_iter().flat_map(|s| BOTH_ALIGNMENTS.map(|a| (s, a)))
+            {
                 let (weight, scales) = (random(vocabulary * columns, 1), random(vocabulary, 2));
                 let tokens = tokens(count, vocabulary);
                 let [table, scales_there] = [&weight, &scales].map(|data| device.shifted(data, shift));
@@ -192,7 +193,9 @@ mod tests {
     #[test]
     fn the_gradient_has_the_bits_of_the_cpu_for_rare_and_common_tokens() {
         for_all_orders(|device| {
-            for ((count, vocabulary, columns), shift) in SHAPES.into_iter().flat_map(|s| BOTH_ALIGNMENTS.map(|a| (s, a))) {
+            for ((count, vocabulary, columns), shift) in
+                SHAPES.into_iter().flat_map(|s| BOTH_ALIGNMENTS.map(|a| (s, a)))
+            {
                 let tokens = tokens(count, vocabulary);
                 // Rounded up, as for a graph: the rows behind are of no token and hold numbers.
                 for rows in [count, count + 40] {

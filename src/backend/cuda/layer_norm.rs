@@ -174,8 +174,7 @@ mod tests {
                 let (mut means, mut inverse_deviations) = (vec![0.0; rows], vec![0.0; rows]);
                 let (m, i) = (&mut means[..], &mut inverse_deviations[..]);
                 cpu::layer_norm::forward(&x, &gamma, &beta, EPSILON, &mut y, m, i, columns);
-                let statistics =
-                    cpu::layer_norm::Statistics { means: &means, inverse_deviations: &inverse_deviations };
+                let statistics = cpu::layer_norm::Statistics { means: &means, inverse_deviations: &inverse_deviations };
                 // Two f32 sums of a row in different orders, each within a few roundings of values of order 1; n may be 1 / deviation times as far.
                 let largest = inverse_deviations.iter().fold(1.0, |largest: f32, &i| largest.max(i));
                 let tolerance = 1e-6 * f64::from(largest);
@@ -186,8 +185,7 @@ mod tests {
                     let [gamma_there, beta_there] = [&gamma, &beta].map(|data| device.shifted(data, shift));
                     let output = device.poisoned(x.len(), shift);
                     let kept = [(); 2].map(|()| device.poisoned(rows, 0));
-                    let there =
-                        Statistics { means: kept[0].pointer(), inverse_deviations: kept[1].pointer() };
+                    let there = Statistics { means: kept[0].pointer(), inverse_deviations: kept[1].pointer() };
                     let (context, gamma_pointer) = (&device.context, gamma_there.pointer());
                     let (x_pointer, beta_pointer, to) = (x_there.pointer(), beta_there.pointer(), output.pointer());
                     forward(context, x_pointer, gamma_pointer, beta_pointer, EPSILON, to, there, rows, columns);
@@ -201,8 +199,7 @@ mod tests {
 
                     // Backward from the same statistics, so that its own errors show.
                     let kept = [&means, &inverse_deviations].map(|data| device.upload(data));
-                    let there =
-                        Statistics { means: kept[0].pointer(), inverse_deviations: kept[1].pointer() };
+                    let there = Statistics { means: kept[0].pointer(), inverse_deviations: kept[1].pointer() };
                     for accumulate in [false, true] {
                         let mut expected = before.clone();
                         cpu::layer_norm::backward(&x, &gamma, statistics, &dy, &mut expected, accumulate);
@@ -249,7 +246,7 @@ mod tests {
                 let (x, gamma, beta) = (random(3 * columns, 1), random(columns, 2), random(columns, 3));
                 let [input, output] = [(); 2].map(|()| device.upload(&x));
                 let [gamma, beta] = [gamma, beta].map(|data| device.upload(&data));
-                let kept = [(); 2].map(|()| device.poisoned::<f32>(3, 0));
+                let kept = [(); 2].map(|()| device.poisoned(3, 0));
                 let statistics = Statistics { means: kept[0].pointer(), inverse_deviations: kept[1].pointer() };
                 let (gamma, beta) = (gamma.pointer(), beta.pointer());
                 let separate = device.poisoned(3 * columns, 0);

@@ -5,8 +5,8 @@
 
 pub mod arena;
 pub mod context;
-pub mod cublaslt;
 pub mod ctc;
+pub mod cublaslt;
 pub mod driver;
 pub mod elementwise;
 pub mod embedded;

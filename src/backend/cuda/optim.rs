@@ -98,7 +98,9 @@ impl Plan {
     pub fn new(context: &Arc<Context>, method: Method, trainable: &[Trainable]) -> Self {
         let states = method.state_names().len();
         assert!(
-            trainable.iter().all(|tensor| tensor.length == 0 || tensor.states[..states].iter().all(|&state| state != 0)),
+            trainable
+                .iter()
+                .all(|tensor| tensor.length == 0 || tensor.states[..states].iter().all(|&state| state != 0)),
             "{method:?} has {states} states for every tensor"
         );
         let parameters: Vec<[u64; 6]> = trainable
@@ -197,7 +199,7 @@ mod tests {
                 .collect();
             let on_device: Vec<_> =
                 host.iter().map(|tensors| tensors.each_ref().map(|data| device.shifted(data, shift))).collect();
-            let rounded: Vec<OnDevice<u16>> = LENGTHS.iter().map(|&length| device.poisoned(length, shift)).collect();
+            let rounded: Vec<OnDevice<u16>> = LENGTHS.iter().map(|&length| device.room(length, shift)).collect();
             let states = method.state_names().len();
             let trainable: Vec<Trainable> = on_device
                 .iter()
@@ -347,8 +349,7 @@ mod tests {
         update(&device.context, &Plan::new(&device.context, method, &[]), state.pointer());
         let [values, first, second] = [1, 2, 3].map(|seed| device.upload(&random(10, seed)));
         let states = [first.pointer(), second.pointer()];
-        let without_gradient =
-            Trainable { values: values.pointer(), gradient: 0, states, rounded: 0, length: 10 };
+        let without_gradient = Trainable { values: values.pointer(), gradient: 0, states, rounded: 0, length: 10 };
         let plan = Plan::new(&device.context, method, &[without_gradient]);
         update(&device.context, &plan, state.pointer());
         assert_eq!(values.values(), random(10, 1));

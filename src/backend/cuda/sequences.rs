@@ -179,7 +179,8 @@ mod tests {
     #[test]
     fn dropout_draws_the_masks_of_the_cpu_to_the_bit() {
         for_all_orders(|device| {
-            for (lengths, columns) in LENGTHS.into_iter().flat_map(|lengths| COLUMNS.map(|columns| (lengths, columns))) {
+            for (lengths, columns) in LENGTHS.into_iter().flat_map(|lengths| COLUMNS.map(|columns| (lengths, columns)))
+            {
                 let rows = lengths.iter().sum::<usize>();
                 let x = random(rows * columns, 3);
                 let mut expected = vec![0.0; x.len()];
@@ -240,7 +241,8 @@ mod tests {
     #[test]
     fn subsampling_moves_the_rows_that_the_cpu_moves_and_its_backward_moves_them_back() {
         for_all_orders(|device| {
-            for (lengths, columns) in LENGTHS.into_iter().flat_map(|lengths| COLUMNS.map(|columns| (lengths, columns))) {
+            for (lengths, columns) in LENGTHS.into_iter().flat_map(|lengths| COLUMNS.map(|columns| (lengths, columns)))
+            {
                 for (factor, round) in [(1, false), (2, false), (2, true), (3, true), (1000, false)] {
                     let kept_lengths: Vec<usize> = lengths.iter().map(|length| length.div_ceil(factor)).collect();
                     let (from, to) = (offsets(lengths), offsets(&kept_lengths));
@@ -267,16 +269,7 @@ mod tests {
                     for accumulate in [false, true] {
                         let result = device.shifted(&before, shift);
                         let (dy_pointer, dx) = (gradient.pointer(), result.pointer());
-                        subsample_backward(
-                            &device.context,
-                            dy_pointer,
-                            dx,
-                            &all,
-                            &kept,
-                            factor,
-                            columns,
-                            accumulate,
-                        );
+                        subsample_backward(&device.context, dy_pointer, dx, &all, &kept, factor, columns, accumulate);
                         let mut expected = if accumulate { before.clone() } else { vec![0.0; before.len()] };
                         for (row, source) in sources.iter().enumerate() {
                             let sums = expected[source * columns..][..columns].iter_mut();

@@ -25,7 +25,7 @@
 
 mod kernel;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::simd::apply;
 use kernel::{Alignment, Frames};

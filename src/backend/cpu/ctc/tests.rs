@@ -3,12 +3,12 @@
 use super::*;
 use crate::backend::cpu::testing::{in_pool, offsets, random};
 
-struct Case {
-    symbols: usize,
-    offsets: Vec<usize>,
-    lengths: Vec<usize>,
-    labels: Vec<Vec<u32>>,
-    logits: Vec<f32>,
+pub(crate) struct Case {
+    pub symbols: usize,
+    pub offsets: Vec<usize>,
+    pub lengths: Vec<usize>,
+    pub labels: Vec<Vec<u32>>,
+    pub logits: Vec<f32>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -19,7 +19,7 @@ struct Outcome {
 }
 
 impl Case {
-    fn new(symbols: usize, sequences: &[(usize, &[u32])], scale: f32) -> Self {
+    pub fn new(symbols: usize, sequences: &[(usize, &[u32])], scale: f32) -> Self {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.0).collect();
         let offsets = offsets(&lengths);
         let rows = offsets.last().copied().unwrap_or(0);
@@ -46,7 +46,7 @@ impl Case {
         Ok(Outcome { losses, gradient, feasible })
     }
 
-    fn log_probabilities(&self, sequence: usize) -> Vec<Vec<f64>> {
+    pub fn log_probabilities(&self, sequence: usize) -> Vec<Vec<f64>> {
         let row = |t: usize| {
             let logits = &self.logits[(self.offsets[t] + sequence) * self.symbols..][..self.symbols];
             let max = logits.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
@@ -57,7 +57,7 @@ impl Case {
     }
 
     /// Loss and gradient [T, V] by the textbook recursions over 2 L + 1 states, in logarithms and f64.
-    fn reference(&self, sequence: usize) -> (f64, Vec<f64>) {
+    pub fn reference(&self, sequence: usize) -> (f64, Vec<f64>) {
         let y = self.log_probabilities(sequence);
         let labels = &self.labels[sequence];
         let states: Vec<usize> =
@@ -130,7 +130,7 @@ impl Case {
     }
 
     /// The rows of one sequence out of a packed gradient.
-    fn rows(&self, gradient: &[f32], sequence: usize) -> Vec<f32> {
+    pub fn rows(&self, gradient: &[f32], sequence: usize) -> Vec<f32> {
         let row = |t: usize| gradient[(self.offsets[t] + sequence) * self.symbols..][..self.symbols].to_vec();
         (0..self.lengths[sequence]).flat_map(row).collect()
     }
@@ -151,7 +151,7 @@ impl Case {
     }
 }
 
-fn transcript(length: usize, symbols: u32, seed: u64) -> Vec<u32> {
+pub(crate) fn transcript(length: usize, symbols: u32, seed: u64) -> Vec<u32> {
     random(length, seed).iter().map(|x| 1 + ((x + 1.0) * 0.5 * (symbols - 1) as f32) as u32 % (symbols - 1)).collect()
 }
 
