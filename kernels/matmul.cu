@@ -4,35 +4,39 @@
 // combinations of a training step. Three arithmetics: exact f32 (FFMA), tf32 and bf16 on the tensor cores (mma.sync).
 //
 // Counted, for f32 operands: 2 m n k operations; 4 (m k + k n + m n) bytes of device memory, c twice if it is added to. An H200 has 67
-// (f32), 495 (tf32) and 990 (bf16) TFLOP/s and 4.8 TB/s by its data sheet; mma.sync is known to reach about two thirds of the latter two. The
-// floor is the larger of the two quotients:
+// (f32), 495 (tf32) and 990 (bf16) TFLOP/s and 4.8 TB/s by its data sheet; mma.sync is known to reach about two thirds of the latter two.
+// The floor is the larger of the two quotients:
 //
 //   12000 x 2560 x 640   (input projections)    39 GFLOP    160 MB: 33 us of memory;  f32 590 us, tf32 79 us, bf16 40 us of arithmetic
 //   5600 x 33278 x 400   (logits)              149 GFLOP    810 MB: 168 us of memory; f32 2.2 ms, tf32 300 us, bf16 150 us
-//   1280 x 640 x 12000   (weight gradient)      20 GFLOP     97 MB: 20 us of memory;  f32 290 us, tf32 40 us, bf16 20 us
+//   1280 x 640 x 12000   (weight gradient)      20 GFLOP     95 MB: 20 us of memory;  f32 290 us, tf32 40 us, bf16 20 us
 //
-// Between memory and tensor cores lies the L2 cache: a block's tile [M, N] reads 4 (M + N) bytes of f32 for M N products, which at 990 TFLOP/s
-// would be 31 TB/s with 128 x 128 and 23 TB/s with 256 x 128, where the cache gives 7 or so. Hence the 256 x 128 tile. And hence matmul_pack: for a
-// large product of bf16 the operands are first rounded to bf16 in the workspace, 6 bytes of memory per element, which halves the bytes of
-// all tiles.
+// Between memory and tensor cores lies the L2 cache: a block's tile [M, N] reads 4 (M + N) bytes of f32 for M N products, which at 990
+// TFLOP/s would be 31 TB/s with 128 x 128 and 23 TB/s with 256 x 128, where the cache gives 7 or so. Hence the 256 x 128 tile, and hence
+// packing, for 6 bytes of memory per element (8 for tf32) and two launches.
 //
 // Design. Operands are staged in shared memory in ONE form whatever their type and layout: rows of 64 bytes along k (16 f32 or tf32, 32
-// bf16), so that one inner loop serves every case, and a tensor-core step is 32 bytes of each row for either type. The way there leads through
-// registers: 16-byte loads of the next stage are in flight while this one is multiplied; then they are rounded, transposed if need be, and
-// stored, once per element. (cp.async would go around the registers; but raw f32 in shared memory doubles the traffic of the fragments, which are
-// read several times and bound the loop next, and it cannot transpose.) Two buffers, one barrier a stage.
+// bf16), so that one inner loop serves every case, and a tensor-core step is 32 bytes of each row for either type. Two ways lead there:
 //
-// The 16-byte chunks of a staged row are permuted (`place`), so that all three accesses are free of bank conflicts: eight consecutive rows at the
-// same chunk (ldmatrix, FFMA), two whole neighbouring rows (storing what was contiguous along k), and every fourth row at the same chunk
-// (storing what was transposed).
+// - `product`, through registers: 16-byte loads of the next stage are in flight while this one is multiplied; then they are rounded,
+//   transposed if need be, and stored, once per element. Two buffers, one barrier a stage. (Asynchronous copies can do neither, and raw f32
+//   in shared memory would double the traffic of the fragments, which are read several times and bound the loop next.)
+// - `packed_product`, for large products: a first pass (matmul_pack) rounds the operands, makes them rows of k and pads them, in the
+//   workspace. Then asynchronous copies go straight to shared memory, three stages ahead of the arithmetic, with no masks and no registers
+//   between. bf16 packed are half the bytes of f32, for device memory and cache.
 //
-// A c with few tiles and a long k (weight gradients) is split along k: every split writes its sums to the workspace, matmul_sum adds them in
-// order. Every sum runs over k ascending, whatever the tile, so the bits depend on the shape and the splits alone.
+// The 16-byte chunks of a staged row are permuted (`place`), so that all three accesses are free of bank conflicts: eight consecutive
+// rows at the same chunk (ldmatrix, FFMA), two whole neighbouring rows (storing what was contiguous along k), and every fourth row at the
+// same chunk (storing what was transposed).
+//
+// A c with few tiles and a long k (weight gradients) is split along k: every split writes its sums to the workspace, matmul_sum adds them
+// in order. Every sum runs over k ascending, whatever the tile, so the bits depend on the shape and the splits alone.
 //
 // tensor cores: matmul_tf32_*, matmul_bf16_*
 //
 // Not yet measured on a GPU.
-#include "tile.cuh"
+#include "async.cuh"
+#include "matmul_tile.cuh"
 
 namespace {
 
@@ -41,36 +45,6 @@ constexpr int WIDTH_MASK = 7;         // elements that a load may take at once, 
 constexpr int CONTIGUOUS_ALONG_K = 8; // else along the other index
 constexpr int STORED_AS_BF16 = 16;
 
-enum Activation { IDENTITY, TANH, SIGMOID, RELU };
-
-constexpr int ROW_BYTES = 64;
-constexpr int STRIP_ROWS = 16; // of a warp's sums that go through shared memory at a time
-
-// What is added to a row's place: an involution on the eight chunks of a pair of rows, linear in the row's bits, so that the place of row + s
-// follows from that of a row that has none of s's bits.
-DEVICE constexpr int permutation(int row) {
-    return ((row & 1) << 2 ^ ((row >> 1 ^ row >> 3) & 1) ^ (row >> 2 & 1) << 1 ^ (row >> 4 & 1) << 2) << 4;
-}
-DEVICE constexpr int place(int row, int chunk) { return (row / 2) * (2 * ROW_BYTES) + (chunk * 16 ^ permutation(row)); }
-DEVICE constexpr int place_below(int place, int s) { return (place ^ permutation(s)) + (s / 2) * (2 * ROW_BYTES); }
-
-// Eight chunks that are accessed together lie in different banks if they differ in place / 16 % 8.
-constexpr bool free_of_conflicts() {
-    for (int row = 0; row < 32; ++row) {
-        for (int chunk = 0; chunk < 4; ++chunk) {
-            int neighbours = 0, pair = 0, fourths = 0;
-            for (int i = 0; i < 8; ++i) {
-                neighbours |= 1 << place(row / 8 * 8 + i, chunk) / 16 % 8;
-                pair |= 1 << place(row / 2 * 2 + i / 4, i % 4) / 16 % 8;
-                fourths |= 1 << place(row % 4 + 4 * i, chunk) / 16 % 8;
-            }
-            if (neighbours != 255 || pair != 255 || fourths != 255) return false;
-        }
-    }
-    return true;
-}
-static_assert(free_of_conflicts(), "see the head: neighbouring rows, pairs of rows, every fourth row");
-
 struct Operand {
     const unsigned char *data;
     long long stride; // in elements, between neighbours along the index that is not contiguous
@@ -78,8 +52,8 @@ struct Operand {
     int rows; // m or n: how many there are beside k
 };
 
-// One operand's way to shared memory: ROWS rows of a stage, shared out among THREADS threads. A thread has VECTORS vectors of four elements,
-// `step` bytes apart: contiguous along k, of rows ROW_STEP apart; else of so many consecutive k, for the same four rows.
+// One operand's way to shared memory: ROWS rows of a stage, shared out among THREADS threads. A thread has VECTORS vectors of four
+// elements, `step` bytes apart: contiguous along k, of rows ROW_STEP apart; else of so many consecutive k, for the same four rows.
 template <typename Arithmetic, int ROWS, int THREADS> struct Loader {
     static constexpr int DEPTH = ROW_BYTES / Arithmetic::BYTES; // k of a stage
     static constexpr int VECTORS = ROWS * DEPTH / (4 * THREADS);
@@ -212,197 +186,20 @@ template <typename Arithmetic, int ROWS, int THREADS> struct Loader {
     }
 };
 
-// The sums of a warp's part of a tile, [HEIGHT, WIDTH], on tensor cores.
-template <typename A, typename B, int HEIGHT, int WIDTH> struct TensorSums {
-    static constexpr int STRIPS = HEIGHT / STRIP_ROWS;
-    FragmentC sums[STRIPS][WIDTH / 8];
-    int left_place, right_place;
-
-    DEVICE TensorSums(int first_row, int first_column) {
-#pragma unroll
-        for (int i = 0; i < STRIPS; ++i) {
-#pragma unroll
-            for (int j = 0; j < WIDTH / 8; ++j) sums[i][j] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
-        }
-        // Lanes 0 to 15 point at 16 rows' first 16 bytes, lanes 16 to 31 at the next 16 bytes.
-        left_place = place(first_row + lane_index() % 16, lane_index() / 16);
-        right_place = place(first_column + lane_index() % 16, lane_index() / 16);
-    }
-
-    DEVICE void add(const unsigned char *left, const unsigned char *right) {
-#pragma unroll
-        for (int chunk = 0; chunk < 4; chunk += 2) {
-            B b[WIDTH / 8];
-#pragma unroll
-            for (int j = 0; j < WIDTH / 16; ++j) {
-                uint32_t both[4];
-                ldmatrix_x4(both, right + place_below(right_place ^ chunk * 16, 16 * j));
-                b[2 * j].x[0] = both[0], b[2 * j].x[1] = both[2];
-                b[2 * j + 1].x[0] = both[1], b[2 * j + 1].x[1] = both[3];
-            }
-#pragma unroll
-            for (int i = 0; i < STRIPS; ++i) {
-                A a;
-                ldmatrix_x4(a.x, left + place_below(left_place ^ chunk * 16, 16 * i));
-#pragma unroll
-                for (int j = 0; j < WIDTH / 8; ++j) mma(sums[i][j], a, b[j]);
-            }
-        }
-    }
-
-    // Rows 16 i to 16 i + 15, `pitch` floats apart.
-    DEVICE void write(int i, float *strip, int pitch) const {
-#pragma unroll
-        for (int j = 0; j < WIDTH / 8; ++j) {
-#pragma unroll
-            for (int half = 0; half < 4; half += 2) {
-                float *to = strip + FragmentC::row(half) * pitch + 8 * j + FragmentC::column(half);
-                *reinterpret_cast<float2 *>(to) = make_float2(sums[i][j].x[half], sums[i][j].x[half + 1]);
-            }
-        }
-    }
-};
-
-// The same in exact f32: a lane has rows 4 apart and columns 8 apart, so that eight lanes read eight neighbouring rows. Neighbouring lanes share
-// rows, every second one columns: 16-byte loads of shared memory are served by half warps only if they meet in pairs like that.
-template <int HEIGHT, int WIDTH> struct ExactSums {
-    static_assert(HEIGHT == 32 && WIDTH == 64, "a lane has 8 x 8 sums");
-    static constexpr int STRIPS = HEIGHT / STRIP_ROWS;
-    float sums[8][8];
-    int left_place, right_place;
-
-    DEVICE ExactSums(int first_row, int first_column) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-#pragma unroll
-            for (int j = 0; j < 8; ++j) sums[i][j] = 0.0f;
-        }
-        left_place = place(first_row + row(), 0);
-        right_place = place(first_column + column(), 0);
-    }
-
-    static DEVICE int row() { return (lane_index() >> 1 & 1) | (lane_index() >> 3 & 2); }
-    static DEVICE int column() { return (lane_index() & 1) | (lane_index() >> 1 & 6); }
-
-    DEVICE void add(const unsigned char *left, const unsigned char *right) {
-        // Not unrolled: the loads of several chunks at once would take more registers than there are.
-#pragma unroll 1
-        for (int chunk = 0; chunk < 4; ++chunk) {
-            float4 a[8];
-#pragma unroll
-            for (int i = 0; i < 8; ++i) a[i] = *reinterpret_cast<const float4 *>(left + place_below(left_place ^ chunk * 16, 4 * i));
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                const float4 b = *reinterpret_cast<const float4 *>(right + place_below(right_place ^ chunk * 16, 8 * j));
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    float sum = sums[i][j];
-                    sum += a[i].x * b.x;
-                    sum += a[i].y * b.y;
-                    sum += a[i].z * b.z;
-                    sum += a[i].w * b.w;
-                    sums[i][j] = sum;
-                }
-            }
-        }
-    }
-
-    DEVICE void write(int strip_number, float *strip, int pitch) const {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                strip[(row() + 4 * i) * pitch + column() + 8 * j] = sums[4 * strip_number + i][j];
-            }
-        }
-    }
-};
-
-// What an arithmetic makes of the operands in shared memory, and of a warp's [HEIGHT, WIDTH] sums.
-struct F32 {
-    static constexpr int BYTES = 4;
-    static DEVICE uint32_t word(uint32_t value) { return value; }
-    template <int HEIGHT, int WIDTH> using Sums = ExactSums<HEIGHT, WIDTH>;
-};
-
-struct Tf32 {
-    static constexpr int BYTES = 4;
-    static DEVICE uint32_t word(uint32_t value) { return to_tf32(__uint_as_float(value)); }
-    template <int HEIGHT, int WIDTH> using Sums = TensorSums<FragmentA_tf32, FragmentB_tf32, HEIGHT, WIDTH>;
-};
-
-struct Bf16 {
-    static constexpr int BYTES = 2;
-    template <int HEIGHT, int WIDTH> using Sums = TensorSums<FragmentA_bf16, FragmentB_bf16, HEIGHT, WIDTH>;
-};
-
-struct Output {
-    float *c;
-    long long stride;
-    const float *bias; // or null
-    int rows, columns;
-    int activation;
-    int accumulate;
-    int wide; // whether rows begin, and end, at multiples of 16 bytes
-};
-
-DEVICE float activate(float x, int activation) {
-    if (activation == TANH) return tanhf(x);
-    if (activation == SIGMOID) return sigmoid(x);
-    if (activation == RELU) return x < 0.0f ? 0.0f : x; // so that a NaN stays one
-    return x;
-}
-
-DEVICE float finished(float sum, const Output &output, float before, int column) {
-    sum += before;
-    if (output.bias) sum += output.bias[column];
-    return activate(sum, output.activation);
-}
-
-// Writes a strip of sums, [STRIP_ROWS, WIDTH] in shared memory, to its place: a warp writes whole rows of it.
-template <int WIDTH, int PITCH> DEVICE void write_strip(const float *strip, const Output &output, int first_row, int first_column) {
-    if (output.wide) {
-        for (int i = lane_index(); i < STRIP_ROWS * WIDTH / 4; i += WARP) {
-            const int row = i / (WIDTH / 4), column = i % (WIDTH / 4) * 4;
-            if (first_row + row >= output.rows || first_column + column >= output.columns) continue;
-            float4 sums = *reinterpret_cast<const float4 *>(strip + row * PITCH + column);
-            const int j = first_column + column;
-            float4 *to = reinterpret_cast<float4 *>(output.c + (first_row + row) * output.stride + j);
-            const float4 before = output.accumulate ? *to : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            sums.x = finished(sums.x, output, before.x, j);
-            sums.y = finished(sums.y, output, before.y, j + 1);
-            sums.z = finished(sums.z, output, before.z, j + 2);
-            sums.w = finished(sums.w, output, before.w, j + 3);
-            *to = sums;
-        }
-    } else {
-        for (int i = lane_index(); i < STRIP_ROWS * WIDTH; i += WARP) {
-            const int row = i / WIDTH, column = i % WIDTH;
-            if (first_row + row >= output.rows || first_column + column >= output.columns) continue;
-            float *to = output.c + (first_row + row) * output.stride + first_column + column;
-            *to = finished(strip[row * PITCH + column], output, output.accumulate ? *to : 0.0f, first_column + column);
-        }
-    }
-}
-
 // HEIGHT and WIDTH are a block's tile, in which ACROSS warps lie side by side.
 template <typename Arithmetic, int HEIGHT, int WIDTH, int ACROSS, int THREADS>
 DEVICE void product(const Operand &a, const Operand &b, const Output &c, int k, int split_length, float *partial_sums) {
-    constexpr int WARPS_DOWN = THREADS / WARP / ACROSS, WARP_HEIGHT = HEIGHT / WARPS_DOWN, WARP_WIDTH = WIDTH / ACROSS;
-    using Sums = typename Arithmetic::template Sums<WARP_HEIGHT, WARP_WIDTH>;
+    constexpr int WARP_HEIGHT = HEIGHT * ACROSS * WARP / THREADS, WARP_WIDTH = WIDTH / ACROSS;
     constexpr int STAGE = (HEIGHT + WIDTH) * ROW_BYTES;
-    // The rest of a pitch by 32 banks is 8: four rows of two floats, and four of one, do not meet.
-    constexpr int PITCH = WARP_WIDTH + 8;
+    using Sums = typename Arithmetic::template Sums<WARP_HEIGHT, WARP_WIDTH>;
     SHARED_MEMORY(unsigned char, shared);
 
-    // Without splits, z counts bands of tile rows: blocks that run at the same time share operands in the L2 cache.
-    const int split = partial_sums ? blockIdx.z : 0;
-    const int tile_row = (partial_sums ? 0 : blockIdx.z * gridDim.x) + blockIdx.x, tile_column = blockIdx.y;
-    if (tile_row * HEIGHT >= c.rows) return;
-    const int begin = split * split_length, end = min(k, begin + split_length);
+    const Place<HEIGHT, WIDTH> block(partial_sums);
+    if (block.row >= c.rows) return;
+    const int begin = block.split * split_length, end = min(k, begin + split_length);
     const int warp = threadIdx.x / WARP, first_row = warp / ACROSS * WARP_HEIGHT, first_column = warp % ACROSS * WARP_WIDTH;
-    Loader<Arithmetic, HEIGHT, THREADS> left(a, tile_row * HEIGHT, begin, end);
-    Loader<Arithmetic, WIDTH, THREADS> right(b, tile_column * WIDTH, begin, end);
+    Loader<Arithmetic, HEIGHT, THREADS> left(a, block.row, begin, end);
+    Loader<Arithmetic, WIDTH, THREADS> right(b, block.column, begin, end);
     Sums sums(first_row, first_column);
 
     for (int next = begin;; next += left.DEPTH) {
@@ -421,58 +218,171 @@ DEVICE void product(const Operand &a, const Operand &b, const Output &c, int k, 
     }
 
     barrier();
-    Output output = c;
-    if (partial_sums) {
-        output.c = partial_sums + split * ((long long)c.rows * c.columns);
-        output.stride = c.columns;
-        output.bias = nullptr;
-        output.activation = IDENTITY;
-        output.accumulate = 0;
-        output.wide = c.columns % 4 == 0;
-    }
-    float *strip = reinterpret_cast<float *>(shared) + warp * STRIP_ROWS * PITCH;
-    // One loop for the strips, not unrolled: its code is long, and which registers a strip is in is all that has to be known.
-#pragma unroll 1
-    for (int i = 0; i < Sums::STRIPS; ++i) {
+    write_sums<Sums, WARP_WIDTH>(sums, shared, c, block.row + first_row, block.column + first_column, block.split, partial_sums);
+}
+
+// A packed operand's way to shared memory: rows of k, rounded, padded with zeros to whole stages. Chunks are copied past the registers,
+// four threads a row.
+template <int ROWS, int THREADS> struct Copier {
+    static constexpr int COPIES = ROWS * ROW_BYTES / 16 / THREADS, ROW_STEP = THREADS / 4;
+    static_assert(COPIES * 16 * THREADS == ROWS * ROW_BYTES && ROW_STEP % 2 == 0, "a stage is not shared out evenly");
+
+    const unsigned char *from[COPIES];
+    int to;
+
+    DEVICE Copier(const unsigned char *data, long long row_bytes, int first_row, int rows, long long begin) {
+        const int row = threadIdx.x / 4, chunk = threadIdx.x % 4;
+        // Rows that do not exist are the last one: what becomes of them is not written.
 #pragma unroll
-        for (int known = 0; known < Sums::STRIPS; ++known) {
-            if (known == i) sums.write(known, strip, PITCH);
+        for (int i = 0; i < COPIES; ++i) {
+            from[i] = data + min(first_row + row + i * ROW_STEP, rows - 1) * row_bytes + begin + 16 * chunk;
         }
-        __syncwarp();
-        write_strip<WARP_WIDTH, PITCH>(strip, output, tile_row * HEIGHT + first_row + STRIP_ROWS * i, tile_column * WIDTH + first_column);
-        __syncwarp();
+        to = place(row, chunk);
+    }
+
+    // Starts to copy the next stage.
+    DEVICE void copy(unsigned char *stage) {
+#pragma unroll
+        for (int i = 0; i < COPIES; ++i) {
+            copy_async(stage + place_below(to, i * ROW_STEP), from[i]);
+            from[i] += ROW_BYTES;
+        }
+    }
+};
+
+constexpr int COPIED_STAGES = 4;
+
+// As `product`, of packed operands.
+template <typename Arithmetic, int HEIGHT, int WIDTH, int ACROSS, int THREADS>
+DEVICE void packed_product(const Operand &a, const Operand &b, const Output &c, int k, int split_length, float *partial_sums) {
+    constexpr int WARP_HEIGHT = HEIGHT * ACROSS * WARP / THREADS, WARP_WIDTH = WIDTH / ACROSS;
+    constexpr int STAGE = (HEIGHT + WIDTH) * ROW_BYTES;
+    using Sums = typename Arithmetic::template Sums<WARP_HEIGHT, WARP_WIDTH>;
+    SHARED_MEMORY(unsigned char, shared);
+
+    const Place<HEIGHT, WIDTH> block(partial_sums);
+    if (block.row >= c.rows) return;
+    const long long first = (long long)block.split * split_length * Arithmetic::BYTES;
+    const int stages = (min(k - block.split * split_length, split_length) * Arithmetic::BYTES + ROW_BYTES - 1) / ROW_BYTES;
+    const int warp = threadIdx.x / WARP, first_row = warp / ACROSS * WARP_HEIGHT, first_column = warp % ACROSS * WARP_WIDTH;
+    Copier<HEIGHT, THREADS> left(a.data, a.stride * Arithmetic::BYTES, block.row, c.rows, first);
+    Copier<WIDTH, THREADS> right(b.data, b.stride * Arithmetic::BYTES, block.column, c.columns, first);
+    Sums sums(first_row, first_column);
+
+#pragma unroll
+    for (int i = 0; i < COPIED_STAGES - 1; ++i) {
+        if (i < stages) {
+            left.copy(shared + i * STAGE);
+            right.copy(shared + i * STAGE + HEIGHT * ROW_BYTES);
+        }
+        copy_async_commit();
+    }
+    unsigned char *stage = shared, *free = shared + (COPIED_STAGES - 1) * STAGE;
+    for (int i = 0; i < stages; ++i) {
+        // Behind the barrier this stage is whole, and nobody reads the one before any more, which is the next to be filled. A group for
+        // every stage, empty at the end, keeps the count.
+        copy_async_wait<COPIED_STAGES - 2>();
+        barrier();
+        if (i + COPIED_STAGES - 1 < stages) {
+            left.copy(free);
+            right.copy(free + HEIGHT * ROW_BYTES);
+        }
+        copy_async_commit();
+        sums.add(stage, stage + HEIGHT * ROW_BYTES);
+        free = stage;
+        stage = stage == shared + (COPIED_STAGES - 1) * STAGE ? shared : stage + STAGE;
+    }
+
+    copy_async_wait<0>();
+    barrier();
+    write_sums<Sums, WARP_WIDTH>(sums, shared, c, block.row + first_row, block.column + first_column, block.split, partial_sums);
+}
+
+// Rounds a matrix [rows, k] and lays it out as packed operands are: rows of k, `padded` elements apart, zeros behind k. A block makes
+// [PACKED, PACKED] of it, by way of shared memory, [PACKED, PACKED + 1] floats, so that both sides are read and written along their lines.
+constexpr int PACKED = 64;
+
+template <typename Arithmetic> DEVICE void pack(const Operand &from, int k, unsigned char *to, int padded) {
+    constexpr int PITCH = PACKED + 1, PER_CHUNK = 16 / Arithmetic::BYTES, CHUNKS = PACKED / PER_CHUNK;
+    SHARED_MEMORY(float, tile);
+    const int first_k = blockIdx.x * PACKED, first_row = blockIdx.y * PACKED;
+    const bool along_k = from.form & CONTIGUOUS_ALONG_K;
+#pragma unroll
+    for (int i = 0; i < PACKED * PACKED / 256; ++i) {
+        const int line = threadIdx.x / PACKED + i * (256 / PACKED), element = threadIdx.x % PACKED;
+        const int row = along_k ? line : element, depth = along_k ? element : line;
+        float value = 0.0f;
+        if (first_row + row < from.rows && first_k + depth < k) {
+            const long long place =
+                along_k ? (first_row + row) * from.stride + first_k + depth : (first_k + depth) * from.stride + first_row + row;
+            if (from.form & STORED_AS_BF16) value = bf16_low(reinterpret_cast<const uint16_t *>(from.data)[place]);
+            else value = reinterpret_cast<const float *>(from.data)[place];
+        }
+        tile[row * PITCH + depth] = value;
+    }
+    barrier();
+    for (int i = threadIdx.x; i < PACKED * CHUNKS; i += 256) {
+        const int row = i / CHUNKS, depth = i % CHUNKS * PER_CHUNK;
+        if (first_row + row >= from.rows || first_k + depth >= padded) continue;
+        const float *values = tile + row * PITCH + depth;
+        uint4 chunk;
+        if constexpr (Arithmetic::BYTES == 2) {
+            chunk = make_uint4(pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3]), pack_bf16(values[4], values[5]),
+                               pack_bf16(values[6], values[7]));
+        } else {
+            chunk = make_uint4(to_tf32(values[0]), to_tf32(values[1]), to_tf32(values[2]), to_tf32(values[3]));
+        }
+        *reinterpret_cast<uint4 *>(to + ((first_row + row) * (long long)padded + first_k + depth) * Arithmetic::BYTES) = chunk;
     }
 }
 
 } // namespace
 
-// blocks: (tile rows of a band, tile columns, bands), or with splits (tile rows, tile columns, splits); shared memory: two stages, or the strips of all warps, whichever is more.
-// split_length: of k, a multiple of 32; partial_sums: null, or [splits, m, n] that matmul_sum makes c of.
-#define PRODUCT(name, Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS, BLOCKS)                                                               \
+// blocks: (tile rows of a band, tile columns, bands), or with splits (tile rows, tile columns, splits); shared memory: the stages, or the
+// strips of all warps, whichever is more. split_length: of k, a multiple of 32; partial_sums: null, or [splits, m, n] that matmul_sum
+// makes c of.
+#define PRODUCT(name, compute, Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS, BLOCKS)                                                      \
     KERNEL(THREADS, BLOCKS)                                                                                                             \
     name(const unsigned char *a, long long a_stride, int a_form, const unsigned char *b, long long b_stride, int b_form, float *c,      \
          long long c_stride, int wide, int m, int n, int k, int split_length, float *partial_sums, const float *bias, int activation,   \
          int accumulate) {                                                                                                              \
-        product<Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS>({a, a_stride, a_form, m}, {b, b_stride, b_form, n},                         \
+        compute<Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS>({a, a_stride, a_form, m}, {b, b_stride, b_form, n},                         \
                                                             {c, c_stride, bias, m, n, activation, accumulate, wide}, k, split_length,   \
                                                             partial_sums);                                                              \
     }                                                                                                                                   \
     EXPORT(name)
 
 // Registers set the tiles: 128 x 128 leaves room for a second block, whose arithmetic covers the first one's barriers; 256 x 128 needs a
-// multiprocessor's registers for itself. A fragment is read by one warp in every row or column of them, so warps are 64 x 64 where they can be.
-PRODUCT(matmul_f32_128x64, F32, 128, 64, 1, 128, 3);
-PRODUCT(matmul_f32_64x64, F32, 64, 64, 1, 64, 6);
-PRODUCT(matmul_tf32_256x128, Tf32, 256, 128, 2, 256, 1);
-PRODUCT(matmul_tf32_128x128, Tf32, 128, 128, 2, 128, 2);
-PRODUCT(matmul_tf32_64x64, Tf32, 64, 64, 2, 128, 4);
-PRODUCT(matmul_bf16_256x128, Bf16, 256, 128, 2, 256, 1);
-PRODUCT(matmul_bf16_128x128, Bf16, 128, 128, 2, 128, 2);
-PRODUCT(matmul_bf16_64x64, Bf16, 64, 64, 2, 128, 4);
+// multiprocessor's registers for itself. A fragment is read by one warp in every row or column of them, so warps are 64 x 64 where they
+// can be.
+PRODUCT(matmul_f32_128x64, product, F32, 128, 64, 1, 128, 3);
+PRODUCT(matmul_f32_64x64, product, F32, 64, 64, 1, 64, 6);
+PRODUCT(matmul_tf32_256x128, product, Tf32, 256, 128, 2, 256, 1);
+PRODUCT(matmul_tf32_128x128, product, Tf32, 128, 128, 2, 128, 2);
+PRODUCT(matmul_tf32_64x64, product, Tf32, 64, 64, 2, 128, 4);
+PRODUCT(matmul_bf16_256x128, product, Bf16, 256, 128, 2, 256, 1);
+PRODUCT(matmul_bf16_128x128, product, Bf16, 128, 128, 2, 128, 2);
+PRODUCT(matmul_bf16_64x64, product, Bf16, 64, 64, 2, 128, 4);
+PRODUCT(matmul_tf32_packed_256x128, packed_product, Tf32, 256, 128, 2, 256, 1);
+PRODUCT(matmul_tf32_packed_128x128, packed_product, Tf32, 128, 128, 2, 128, 2);
+PRODUCT(matmul_bf16_packed_256x128, packed_product, Bf16, 256, 128, 2, 256, 1);
+PRODUCT(matmul_bf16_packed_128x128, packed_product, Bf16, 128, 128, 2, 128, 2);
+
+// blocks: (stretches of PACKED of `padded`, of rows).
+#define PACK(name, Arithmetic)                                                                                                       \
+    KERNEL(256, 4)                                                                                                                      \
+    name(const unsigned char *from, long long stride, int form, int rows, int k, unsigned char *to, int padded) {                       \
+        pack<Arithmetic>({from, stride, form, rows}, k, to, padded);                                                                    \
+    }                                                                                                                                   \
+    EXPORT(name)
+
+PACK(matmul_pack_tf32, Tf32);
+PACK(matmul_pack_bf16, Bf16);
 
 // c [m, n] of the splits' sums [splits, m, n], added in their order. One thread an element, any number of blocks; m n < 2^31.
 KERNEL(256, 4)
-matmul_sum(const float *partial_sums, int splits, float *c, long long c_stride, int m, int n, const float *bias, int activation, int accumulate) {
+matmul_sum(const float *partial_sums, int splits, float *c, long long c_stride, int m, int n, const float *bias, int activation,
+           int accumulate) {
     const Output output{c, c_stride, bias, m, n, activation, accumulate, 0};
     const int elements = m * n;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
@@ -485,36 +395,3 @@ matmul_sum(const float *partial_sums, int splits, float *c, long long c_stride, 
 }
 
 EXPORT(matmul_sum);
-
-// A matrix of `lines` contiguous lines of f32, each of `length` elements and `stride` apart, as bf16 with lines `to_stride` apart, a multiple of
-// eight: what is behind a line's end becomes 0, so that it can be read in whole vectors. width: as in an operand's form. One thread makes eight
-// elements, any number of blocks; lines to_stride < 2^34.
-KERNEL(256, 4) matmul_pack(const float *from, long long stride, int width, int lines, int length, unsigned short *to, int to_stride) {
-    const int chunks = to_stride / 8, count = lines * chunks;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
-        const int line = i / chunks, first = i % chunks * 8;
-        const float *elements = from + line * stride + first;
-        float x[8];
-        if (width == 4) {
-#pragma unroll
-            for (int j = 0; j < 8; j += 4) {
-                const bool exists = first + j < length;
-                const float4 four = exists ? *reinterpret_cast<const float4 *>(elements + j) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                x[j] = four.x, x[j + 1] = four.y, x[j + 2] = four.z, x[j + 3] = four.w;
-            }
-        } else if (width == 2) {
-#pragma unroll
-            for (int j = 0; j < 8; j += 2) {
-                const float2 two = first + j < length ? *reinterpret_cast<const float2 *>(elements + j) : make_float2(0.0f, 0.0f);
-                x[j] = two.x, x[j + 1] = two.y;
-            }
-        } else {
-#pragma unroll
-            for (int j = 0; j < 8; ++j) x[j] = first + j < length ? elements[j] : 0.0f;
-        }
-        *reinterpret_cast<uint4 *>(to + (long long)line * to_stride + first) =
-            make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
-    }
-}
-
-EXPORT(matmul_pack);

@@ -40,8 +40,8 @@ KERNEL(32, 1) tile_places(int *rows, int *columns) {
     }
 }
 
-// The four ways to load from 32 rows of 16 bytes (words [32, 4]); lane l's registers at [l * 12]: x4 4, x4 transposed 4, x2 2, x2 transposed
-// 2.
+// The four ways to load from 32 rows of 16 bytes (words [32, 4]); lane l's registers at [l * 12]: x4 4, x4 transposed 4, x2 2, x2
+// transposed 2.
 KERNEL(32, 1) tile_ldmatrix(const unsigned *words, unsigned *registers) {
     SHARED_MEMORY(unsigned, shared);
     const int lane = lane_index();

@@ -9,10 +9,11 @@
 //                      fragments too, since four 32-bit elements are as long as a row of eight 16-bit ones
 //   to_tf32, pack_bf16 f32 -> operand, rounded to nearest (tf32: ties away from zero, as cvt.rna does; bf16: ties to even)
 //
-// The emulator models them lane by lane: a lane knows its own fragment alone, and a product gathers the others' across the warp, so that an
-// element in the wrong lane gives a wrong product there as well. Products are exact in f32 (8 x 8 and 11 x 11 bits of mantissa); the emulator
-// adds them to c one by one, k ascending, each sum rounded to nearest. The hardware keeps the sum of a few products wider and truncates it
-// (undocumented), so its bits differ from the emulator's, by about 2^-23 of the largest term. tf32 operands lose their 13 lowest bits on both.
+// The emulator models them lane by lane: a lane knows its own fragment alone, and a product gathers the others' across the warp, so that
+// an element in the wrong lane gives a wrong product there as well. Products are exact in f32 (8 x 8 and 11 x 11 bits of mantissa); the
+// emulator adds them to c one by one, k ascending, each sum rounded to nearest. The hardware keeps the sum of a few products wider and
+// truncates it (undocumented), so its bits differ from the emulator's, by about 2^-23 of the largest term. tf32 operands lose their 13
+// lowest bits on both.
 #pragma once
 
 #include "common.cuh"
@@ -81,8 +82,8 @@ DEVICE void mma(FragmentC &c, const FragmentA_tf32 &a, const FragmentB_tf32 &b) 
         : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
 }
 
-// Lane l points at row l % 8 of matrix l / 8 (16 bytes in shared memory, 16-byte aligned). matrix[j] of lane l is then the word l % 4 of row
-// l / 4 of matrix j: elements 2 (l % 4) and the next.
+// Lane l points at row l % 8 of matrix l / 8 (16 bytes in shared memory, 16-byte aligned). matrix[j] of lane l is then the word l % 4 of
+// row l / 4 of matrix j: elements 2 (l % 4) and the next.
 DEVICE void ldmatrix_x4(uint32_t (&matrix)[4], const void *row) {
     const uint32_t address = uint32_t(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -132,8 +133,8 @@ DEVICE uint32_t pack_bf16(float low, float high) {
 
 namespace emulated_tile {
 
-// Calls body(lanes), where lanes[l] points at lane l's `mine`: the warp's registers in view. Lane 0 lends the table; nobody leaves while it is
-// read.
+// Calls body(lanes), where lanes[l] points at lane l's `mine`: the warp's registers in view. Lane 0 lends the table; nobody leaves while
+// it is read.
 template <typename T, typename Body> inline void in_view_of_the_warp(const T &mine, Body body) {
     const T *table[WARP];
     const auto lent = __shfl_sync(FULL_WARP, (unsigned long long)(uintptr_t)table, 0);

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
@@ -169,9 +169,23 @@ fn places() -> Vec<String> {
         return if file.as_os_str() == "none" { vec![] } else { vec![file.to_string_lossy().into_owned()] };
     }
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(folder).chain(["/usr/local/cuda".into()]);
-    let folders = homes.flat_map(|home| ["lib64", "lib"].map(|lib| home.join(lib))).filter(|folder| folder.is_dir());
-    let files = folders.flat_map(|folder| NAMES.map(|name| folder.join(name).to_string_lossy().into_owned()));
+    let toolkits = homes.flat_map(|home| ["lib64", "lib"].map(|lib| home.join(lib)));
+    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(folder);
+    let folders = toolkits.chain(environments.flat_map(|environment| of_python(&environment)));
+    let files = folders.filter(|folder| folder.is_dir()).flat_map(|folder| NAMES.map(|name| folder.join(name)));
+    let files = files.filter(|file| file.exists()).map(|file| file.to_string_lossy().into_owned());
     NAMES.into_iter().map(String::from).chain(files).collect()
+}
+
+/// Where a Python environment has the libraries that PyTorch brings: those of CUDA 13, of CUDA 12, and Conda's.
+fn of_python(environment: &Path) -> Vec<PathBuf> {
+    let lib = environment.join("lib");
+    let entries = std::fs::read_dir(&lib).into_iter().flatten().flatten().map(|entry| entry.path());
+    let packages = entries.map(|python| python.join("site-packages/nvidia")).filter(|packages| packages.is_dir());
+    packages
+        .flat_map(|packages| ["cu13", "cublas"].map(|package| packages.join(package).join("lib")))
+        .chain([lib])
+        .collect()
 }
 
 /// A library that loads: the place and its version. Whether it works on the GPU shows when it is opened.
@@ -577,6 +591,15 @@ mod tests {
         assert!(reason.contains("cublasLtGetVersion"), "{reason}");
         assert!(not_found(&["a: b".into()]).contains("a: b") && not_found(&[]).contains(VARIABLE));
         assert_eq!(version_text(120_103), "12.1.3");
+    }
+
+    #[test]
+    fn an_active_python_environment_is_a_place_to_look() {
+        let environment = tempfile::tempdir().unwrap();
+        let folder = environment.path().join("lib/python3.11/site-packages/nvidia/cu13/lib");
+        std::fs::create_dir_all(&folder).unwrap();
+        assert!(of_python(environment.path()).contains(&folder));
+        assert!(of_python(Path::new("/nowhere")) == [PathBuf::from("/nowhere/lib")]);
     }
 
     /// Needs the library, but no GPU: it refuses attributes of wrong sizes.

@@ -52,68 +52,67 @@ impl Operand {
     }
 }
 
-/// An operand as the kernel sees it: lines beside each other, contiguous along k or along the other index (m or n).
+/// An operand as the kernels see it: rows of m or n beside k.
 #[derive(Debug, Clone, Copy)]
-struct Lines {
+struct Factor {
     pointer: Pointer,
+    /// Of the index that is not contiguous.
     stride: usize,
-    count: usize,
-    length: usize,
+    rows: usize,
+    k: usize,
     along_k: bool,
     storage: Storage,
-    /// Elements that may be loaded at once.
-    width: i32,
 }
 
-impl Lines {
-    /// `k_stride` and `other_stride` are the operand's, `k` and `other` its extents.
-    fn new(operand: &Operand, k_stride: usize, other_stride: usize, k: usize, other: usize) -> Lines {
-        debug_assert!(k_stride == 1 || other_stride == 1, "an operand of a product has no contiguous index");
+impl Factor {
+    /// `row_stride` is that of m or n.
+    fn new(operand: &Operand, rows: usize, k: usize, row_stride: usize, k_stride: usize) -> Factor {
+        debug_assert!(k_stride == 1 || row_stride == 1, "an operand of a product has no contiguous index");
         let along_k = k_stride == 1;
-        let (stride, count, length) = if along_k { (other_stride, other, k) } else { (k_stride, k, other) };
         let Operand { pointer, storage, .. } = *operand;
-        let bytes = if storage == Storage::Bf16 { 2 } else { 4 };
-        let fits = |width: usize| {
-            pointer.is_multiple_of((width * bytes) as u64)
-                && stride.is_multiple_of(width)
-                && length.is_multiple_of(width)
-        };
-        let width = [4, 2].into_iter().find(|&width| fits(width)).unwrap_or(1);
-        Lines { pointer, stride, count, length, along_k, storage, width: width as i32 }
+        Factor { pointer, stride: if along_k { row_stride } else { k_stride }, rows, k, along_k, storage }
     }
 
     fn arguments(&self) -> [Argument; 3] {
+        let bytes = if self.storage == Storage::Bf16 { 2 } else { 4 };
+        let length = if self.along_k { self.k } else { self.rows };
+        let fits = |width: usize| {
+            self.pointer.is_multiple_of((width * bytes) as u64)
+                && self.stride.is_multiple_of(width)
+                && length.is_multiple_of(width)
+        };
+        let width = [4, 2].into_iter().find(|&width| fits(width)).unwrap_or(1);
         let contiguous = if self.along_k { CONTIGUOUS_ALONG_K } else { 0 };
         let storage = if self.storage == Storage::Bf16 { STORED_AS_BF16 } else { 0 };
-        [Argument::Pointer(self.pointer), Argument::long(self.stride), Argument::Int(self.width | contiguous | storage)]
+        let form = Argument::Int(width as i32 | contiguous | storage);
+        [Argument::Pointer(self.pointer), Argument::long(self.stride), form]
     }
 
-    /// As a matrix [other, k].
+    /// As a matrix [rows, k].
     fn operand(&self) -> Operand {
         let operand = Operand { storage: self.storage, ..Operand::rows(self.pointer, self.stride) };
         if self.along_k { operand } else { operand.transposed() }
     }
 
-    /// Rounds f32 to bf16 at `to`.
-    fn packed(self, context: &Arc<Context>, to: Pointer) -> Lines {
-        if self.storage == Storage::Bf16 || self.count == 0 || self.length == 0 {
+    /// Packs it at `to`; what is bf16 and lies as if packed, stays where it is.
+    fn packed(self, context: &Arc<Context>, arithmetic: Arithmetic, to: Pointer) -> Factor {
+        let aligned = self.pointer.is_multiple_of(16) && self.stride.is_multiple_of(8);
+        if self.storage == Storage::Bf16 && self.along_k && aligned && self.k.is_multiple_of(DEPTH_UNIT) {
             return self;
         }
-        let stride = self.length.next_multiple_of(PACKED_UNIT);
-        let arguments = [
-            Argument::Pointer(self.pointer),
-            Argument::long(self.stride),
-            Argument::Int(self.width),
-            Argument::int(self.count),
-            Argument::int(self.length),
-            Argument::Pointer(to),
-            Argument::int(stride),
-        ];
-        let launch = Launch::over(self.count * stride / PACKED_UNIT, 256, 8 * MULTIPROCESSORS as u32);
-        // SAFETY: the kernel's arguments; the workspace holds the packed operand.
-        unsafe { context.launch("matmul", "matmul_pack", &launch, &arguments) };
-        // Whole vectors in every line, since zeros are behind its end.
-        Lines { pointer: to, stride, storage: Storage::Bf16, width: 4, ..self }
+        let padded = self.k.next_multiple_of(DEPTH_UNIT);
+        let (kernel, storage) = match arithmetic {
+            Arithmetic::Bf16 => ("matmul_pack_bf16", Storage::Bf16),
+            Arithmetic::F32 | Arithmetic::Tf32 => ("matmul_pack_tf32", Storage::F32),
+        };
+        let rest = [Argument::int(self.rows), Argument::int(self.k), Argument::Pointer(to), Argument::int(padded)];
+        let blocks = [padded.div_ceil(PACKED) as u32, self.rows.div_ceil(PACKED) as u32, 1];
+        let launch = Launch { blocks, ..Launch::blocks(1, 256) }.shared(PACKED * (PACKED + 1) * size_of::<f32>());
+        if padded > 0 {
+            // SAFETY: the kernel's arguments; the workspace holds the packed operand.
+            unsafe { context.launch("matmul", kernel, &launch, &[&self.arguments()[..], &rest].concat()) };
+        }
+        Factor { pointer: to, stride: padded, along_k: true, storage, ..self }
     }
 }
 
@@ -122,6 +121,7 @@ const CONTIGUOUS_ALONG_K: i32 = 8;
 const STORED_AS_BF16: i32 = 16;
 const ROW_BYTES: usize = 64;
 const STRIP_ROWS: usize = 16;
+const PACKED: usize = 64;
 
 /// What happens to a product's elements before they are written.
 #[derive(Debug, Clone, Copy)]
@@ -146,21 +146,35 @@ struct Tile {
     threads: u32,
     /// Blocks that a multiprocessor holds, as the kernel promises.
     resident: usize,
+    /// Whether its operands are packed first.
+    packed: bool,
 }
 
-const F32_TILES: [Tile; 2] = [
-    Tile { kernel: "matmul_f32_128x64", height: 128, width: 64, warp_width: 64, threads: 128, resident: 3 },
-    Tile { kernel: "matmul_f32_64x64", height: 64, width: 64, warp_width: 64, threads: 64, resident: 6 },
+const fn tile(
+    kernel: &'static str,
+    [height, width, warp_width]: [usize; 3],
+    threads: u32,
+    resident: usize,
+    packed: bool,
+) -> Tile {
+    Tile { kernel, height, width, warp_width, threads, resident, packed }
+}
+
+const F32_TILES: [Tile; 2] =
+    [tile("matmul_f32_128x64", [128, 64, 64], 128, 3, false), tile("matmul_f32_64x64", [64, 64, 64], 64, 6, false)];
+const TF32_TILES: [Tile; 5] = [
+    tile("matmul_tf32_256x128", [256, 128, 64], 256, 1, false),
+    tile("matmul_tf32_128x128", [128, 128, 64], 128, 2, false),
+    tile("matmul_tf32_64x64", [64, 64, 32], 128, 4, false),
+    tile("matmul_tf32_packed_256x128", [256, 128, 64], 256, 1, true),
+    tile("matmul_tf32_packed_128x128", [128, 128, 64], 128, 2, true),
 ];
-const TF32_TILES: [Tile; 3] = [
-    Tile { kernel: "matmul_tf32_256x128", height: 256, width: 128, warp_width: 64, threads: 256, resident: 1 },
-    Tile { kernel: "matmul_tf32_128x128", height: 128, width: 128, warp_width: 64, threads: 128, resident: 2 },
-    Tile { kernel: "matmul_tf32_64x64", height: 64, width: 64, warp_width: 32, threads: 128, resident: 4 },
-];
-const BF16_TILES: [Tile; 3] = [
-    Tile { kernel: "matmul_bf16_256x128", height: 256, width: 128, warp_width: 64, threads: 256, resident: 1 },
-    Tile { kernel: "matmul_bf16_128x128", height: 128, width: 128, warp_width: 64, threads: 128, resident: 2 },
-    Tile { kernel: "matmul_bf16_64x64", height: 64, width: 64, warp_width: 32, threads: 128, resident: 4 },
+const BF16_TILES: [Tile; 5] = [
+    tile("matmul_bf16_256x128", [256, 128, 64], 256, 1, false),
+    tile("matmul_bf16_128x128", [128, 128, 64], 128, 2, false),
+    tile("matmul_bf16_64x64", [64, 64, 32], 128, 4, false),
+    tile("matmul_bf16_packed_256x128", [256, 128, 64], 256, 1, true),
+    tile("matmul_bf16_packed_128x128", [128, 128, 64], 128, 2, true),
 ];
 
 impl Arithmetic {
@@ -172,11 +186,11 @@ impl Arithmetic {
         }
     }
 
-    /// Of k, in one stage of shared memory.
-    fn depth(self) -> usize {
+    /// Of an operand's element in shared memory, and packed.
+    fn bytes(self) -> usize {
         match self {
-            Arithmetic::F32 | Arithmetic::Tf32 => ROW_BYTES / 4,
-            Arithmetic::Bf16 => ROW_BYTES / 2,
+            Arithmetic::F32 | Arithmetic::Tf32 => 4,
+            Arithmetic::Bf16 => 2,
         }
     }
 
@@ -192,28 +206,27 @@ impl Arithmetic {
 
 impl Tile {
     fn shared(&self) -> usize {
-        let stages = 2 * (self.height + self.width) * ROW_BYTES;
+        let stages = if self.packed { 4 } else { 2 } * (self.height + self.width) * ROW_BYTES;
         let strips = self.threads as usize / 32 * STRIP_ROWS * (self.warp_width + 8) * size_of::<f32>();
         stages.max(strips)
     }
 }
 
-/// A tile, how many parts k is cut into, and whether operands of f32 are made bf16 first.
+/// A tile, and how many parts k is cut into.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Plan {
     tile: &'static Tile,
     splits: usize,
     /// Of k; the last split may be shorter.
     split_length: usize,
-    packed: bool,
 }
 
 /// Splits that are tried.
 const SPLITS: [usize; 14] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48];
 /// Of k, for one split at least: below, writing its sums costs more than it gains.
 const SHORTEST_SPLIT: usize = 128;
-/// A whole multiple of every stage's depth.
-const SPLIT_UNIT: usize = 32;
+/// A whole multiple of every stage's depth: splits are so long, and so is what packed rows are padded to.
+const DEPTH_UNIT: usize = 32;
 /// Bytes of sums of splits: a limit on the workspace, and what stays in the cache.
 const LARGEST_SPLIT_SUMS: usize = 96 << 20;
 const CACHED_SPLIT_SUMS: usize = 32 << 20;
@@ -224,8 +237,11 @@ const MULTIPROCESSORS: usize = 132;
 /// Bytes that a multiprocessor gets from the L2 cache per clock, and from memory, about.
 const CACHE_RATE: f64 = 32.0;
 const MEMORY_RATE: f64 = 18.0;
-/// From a stage's loads to its products, when nothing else runs meanwhile.
+/// From a stage's loads to its products, when nothing else runs meanwhile, and what of it a single block cannot cover with its arithmetic.
+/// Packed operands come several stages ahead.
 const STAGE_LATENCY: f64 = 700.0;
+const STAGE_STORE: f64 = 150.0;
+const PACKED_STAGE_LATENCY: f64 = 230.0;
 /// To begin a block.
 const BLOCK_LATENCY: f64 = 1500.0;
 /// Of a launch behind another.
@@ -233,81 +249,75 @@ const LAUNCH_LATENCY: f64 = 3000.0;
 
 impl Plan {
     fn new(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> Plan {
-        let packings: &[bool] = if arithmetic == Arithmetic::Bf16 { &[false, true] } else { &[false] };
         let allowed = |splits: usize| {
             splits == 1 || (k >= splits * SHORTEST_SPLIT && splits * m * n * size_of::<f32>() <= LARGEST_SPLIT_SUMS)
         };
-        let mut best: Option<(f64, Plan)> = None;
-        for tile in arithmetic.tiles() {
+        let tiles = arithmetic.tiles();
+        let mut best = (f64::INFINITY, Plan::with(&tiles[0], k, 1));
+        for tile in tiles {
             for splits in SPLITS.into_iter().filter(|&splits| allowed(splits)) {
-                for &packed in packings {
-                    let plan = Plan::with(tile, k, splits, packed);
-                    let clocks = plan.clocks(m, n, k, arithmetic);
-                    // The first of equals: the largest tile, the fewest splits.
-                    if best.is_none_or(|(least, _)| clocks < least) {
-                        best = Some((clocks, plan));
-                    }
+                let plan = Plan::with(tile, k, splits);
+                let clocks = plan.clocks(m, n, k, arithmetic);
+                // The first of equals: the largest tile, the fewest splits.
+                if clocks < best.0 {
+                    best = (clocks, plan);
                 }
             }
         }
-        best.map_or_else(|| Plan::with(&arithmetic.tiles()[0], k, 1, false), |(_, plan)| plan)
+        best.1
     }
 
-    fn with(tile: &'static Tile, k: usize, splits: usize, packed: bool) -> Plan {
-        let split_length = k.div_ceil(splits).next_multiple_of(SPLIT_UNIT).max(SPLIT_UNIT);
-        Plan { tile, splits: k.div_ceil(split_length).max(1), split_length, packed }
+    fn with(tile: &'static Tile, k: usize, splits: usize) -> Plan {
+        let split_length = k.div_ceil(splits).next_multiple_of(DEPTH_UNIT).max(DEPTH_UNIT);
+        Plan { tile, splits: k.div_ceil(split_length).max(1), split_length }
     }
 
     /// About how long it takes: blocks that share a multiprocessor share its arithmetic and its way to the cache, a block alone waits for
     /// every stage. A model, good for comparing plans only.
     fn clocks(&self, m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> f64 {
-        let Tile { height, width, resident, .. } = *self.tile;
+        let Tile { height, width, resident, packed, .. } = *self.tile;
         let (area, edges) = ((height * width) as f64, (height + width) as f64);
-        let depth = arithmetic.depth();
+        let depth = ROW_BYTES / arithmetic.bytes();
         let stages = k.min(self.split_length).div_ceil(depth) as f64;
-        let bytes = if self.packed { 2.0 } else { 4.0 };
-        let stage = (area * depth as f64 / arithmetic.rate()).max(edges * depth as f64 * bytes / CACHE_RATE);
-        let round = |blocks: usize| match blocks {
-            0 => 0.0,
-            _ => {
-                let writing = area * 4.0 / CACHE_RATE;
-                stages * (blocks as f64 * stage).max(STAGE_LATENCY) + BLOCK_LATENCY + blocks as f64 * writing
+        let bytes = if packed { arithmetic.bytes() } else { 4 };
+        let stage = (area * depth as f64 / arithmetic.rate()).max(edges * (depth * bytes) as f64 / CACHE_RATE);
+        let latency = if packed { PACKED_STAGE_LATENCY } else { STAGE_LATENCY };
+        let round = |blocks: usize| {
+            let store = if packed || blocks > 1 { 0.0 } else { STAGE_STORE };
+            let writing = area * 4.0 / CACHE_RATE;
+            match blocks {
+                0 => 0.0,
+                _ => stages * (blocks as f64 * stage + store).max(latency) + BLOCK_LATENCY + blocks as f64 * writing,
             }
         };
         let blocks = (m.div_ceil(height) * n.div_ceil(width) * self.splits).div_ceil(MULTIPROCESSORS);
         let product = (blocks / resident) as f64 * round(resident) + round(blocks % resident);
+        let pass = |bytes: usize, rate: f64| LAUNCH_LATENCY + bytes as f64 / (MULTIPROCESSORS as f64 * rate);
         let sum = if self.splits == 1 {
             0.0
         } else {
             let sums = self.splits * m * n * size_of::<f32>();
             let rate = if sums <= CACHED_SPLIT_SUMS { CACHE_RATE } else { MEMORY_RATE };
-            LAUNCH_LATENCY + (sums + m * n * size_of::<f32>()) as f64 / (MULTIPROCESSORS as f64 * rate)
+            pass(sums + m * n * size_of::<f32>(), rate)
         };
-        let packing = if self.packed {
-            2.0 * LAUNCH_LATENCY + ((m * k + k * n) * 6) as f64 / (MULTIPROCESSORS as f64 * MEMORY_RATE)
-        } else {
-            0.0
-        };
+        let pack = |elements: usize| pass(elements * (4 + arithmetic.bytes()), MEMORY_RATE);
+        let packing = if packed { pack(m * k) + pack(k * n) } else { 0.0 };
         product + sum + packing
     }
 
-    /// Bytes: the sums of the splits, and two operands, padded to whole vectors whichever index is contiguous.
-    fn workspace(&self, m: usize, n: usize, k: usize) -> [usize; 3] {
+    /// Bytes: the sums of the splits, and the packed operands.
+    fn workspace(&self, m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> [usize; 3] {
         let sums = if self.splits == 1 { 0 } else { (self.splits * m * n * size_of::<f32>()).next_multiple_of(16) };
-        let operand = |other: usize| {
-            let padded = |length: usize| length.next_multiple_of(PACKED_UNIT);
-            if self.packed { 2 * (padded(k) * other).max(k * padded(other)) } else { 0 }
+        let packed = |rows: usize| {
+            if self.tile.packed { rows * k.next_multiple_of(DEPTH_UNIT) * arithmetic.bytes() } else { 0 }
         };
-        [sums, operand(m), operand(n)]
+        [sums, packed(m), packed(n)]
     }
 }
 
-/// A packed line is a multiple of this long: 16 bytes.
-const PACKED_UNIT: usize = 8;
-
 /// Bytes of workspace that a product takes, aligned to 16 bytes.
 pub fn workspace(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> usize {
-    Plan::new(m, n, k, arithmetic).workspace(m, n, k).iter().sum()
+    Plan::new(m, n, k, arithmetic).workspace(m, n, k, arithmetic).iter().sum()
 }
 
 /// c = a b, or c += a b: a `[m, k]`, b `[k, n]`, c `[m, n]` of f32 with rows `c_row_stride >= n` apart, which overlaps neither.
@@ -365,19 +375,25 @@ fn compute(
     }
     let stored_as_bf16 = [a, b].iter().any(|operand| operand.storage == Storage::Bf16);
     debug_assert!(arithmetic == Arithmetic::Bf16 || !stored_as_bf16, "an exact product of bf16");
-    debug_assert!((plan.splits == 1 && !plan.packed) || workspace != 0, "a product without its workspace");
-    let mut left = Lines::new(&a, a.column_stride, a.row_stride, k, m);
-    let mut right = Lines::new(&b, b.row_stride, b.column_stride, k, n);
-    if plan.packed {
-        let [sums, left_bytes, _] = plan.workspace(m, n, k);
+    debug_assert!((plan.splits == 1 && !plan.tile.packed) || workspace != 0, "a product without its workspace");
+    // The library, too, is faster with bf16 than with f32 to be rounded; it does not mix them.
+    let pack_first = plan.tile.packed && arithmetic == Arithmetic::Bf16;
+    // SAFETY: the caller answers for the pointers.
+    let by_library = |product: &Product| library && unsafe { context.library_product(product) };
+    if !pack_first && by_library(&product) {
+        return;
+    }
+    let mut left = Factor::new(&a, m, k, a.row_stride, a.column_stride);
+    let mut right = Factor::new(&b, n, k, b.column_stride, b.row_stride);
+    if plan.tile.packed {
+        let [sums, left_bytes, _] = plan.workspace(m, n, k, arithmetic);
         let left_packed = workspace + sums as u64;
-        left = left.packed(context, left_packed);
-        right = right.packed(context, left_packed + left_bytes as u64);
+        left = left.packed(context, arithmetic, left_packed);
+        right = right.packed(context, arithmetic, left_packed + left_bytes as u64);
         product.a = left.operand();
         product.b = right.operand().transposed();
     }
-    // SAFETY: the caller answers for the pointers, the plan for the workspace.
-    if !(library && unsafe { context.library_product(&product) }) {
+    if !(pack_first && by_library(&product)) {
         launch(context, &product, left, right, epilogue, plan, workspace);
     }
 }
@@ -385,8 +401,8 @@ fn compute(
 fn launch(
     context: &Arc<Context>,
     product: &Product,
-    left: Lines,
-    right: Lines,
+    left: Factor,
+    right: Factor,
     epilogue: Epilogue,
     plan: Plan,
     workspace: Pointer,
@@ -462,7 +478,6 @@ mod tests {
         order: Order,
         /// Number of the tile and the splits; chosen by the sizes if not given.
         plan: Option<(usize, usize)>,
-        packed: bool,
     }
 
     impl Case {
@@ -478,15 +493,14 @@ mod tests {
                 activation: Activation::Identity,
                 order: Order::Forward,
                 plan: None,
-                packed: false,
             }
         }
 
         fn plan(&self) -> Plan {
             let (m, n, k) = self.shape;
             match self.plan {
-                None => Plan { packed: self.packed, ..Plan::new(m, n, k, self.arithmetic) },
-                Some((tile, splits)) => Plan::with(&self.arithmetic.tiles()[tile], k, splits, self.packed),
+                None => Plan::new(m, n, k, self.arithmetic),
+                Some((tile, splits)) => Plan::with(&self.arithmetic.tiles()[tile], k, splits),
             }
         }
 
@@ -509,7 +523,7 @@ mod tests {
             let bias = uploaded(&context, bias);
             let output = uploaded(&context, c);
             let plan = self.plan();
-            let workspace = context.allocate(plan.workspace(m, n, k).iter().sum());
+            let workspace = context.allocate(plan.workspace(m, n, k, self.arithmetic).iter().sum());
             let bias = if self.bias { bias.pointer() } else { 0 };
             let product = Product {
                 m,
@@ -783,13 +797,16 @@ mod tests {
         if skipped() {
             return;
         }
-        for shape in [(36, 40, 44), (35, 41, 37), (70, 30, 129)] {
-            for (a, b) in layouts() {
-                for splits in [1, 2] {
-                    let case = Case { a, b, plan: Some((2, splits)), ..Case::new(shape, Arithmetic::Bf16) };
+        for arithmetic in [Arithmetic::Tf32, Arithmetic::Bf16] {
+            let tile = arithmetic.tiles().iter().position(|tile| tile.packed).unwrap();
+            // Some stages and many, a padded k and none, an operand that lies as if packed.
+            for (shape, splits) in [((36, 40, 44), 1), ((35, 41, 37), 2), ((70, 30, 161), 1), ((20, 12, 96), 2)] {
+                for (a, b) in layouts() {
+                    let case = Case { a, b, plan: Some((2, splits)), ..Case::new(shape, arithmetic) };
                     let reference = bits(&case.run());
-                    for a_bf16 in [false, true] {
-                        let case = Case { packed: true, a: Layout { bf16: a_bf16, ..a }, ..case.clone() };
+                    for (packed, bf16) in [(tile, false), (tile + 1, arithmetic == Arithmetic::Bf16)] {
+                        let a = Layout { bf16, ..a };
+                        let case = Case { plan: Some((packed, splits)), a, ..case.clone() };
                         assert_eq!(bits(&case.run()), reference, "{case:?}");
                     }
                 }
@@ -828,15 +845,15 @@ mod tests {
                             splits * split_length >= k && (splits == 1 || (splits - 1) * split_length < k),
                             "{plan:?} {k}"
                         );
-                        assert!(split_length % SPLIT_UNIT == 0 && splits >= 1);
-                        assert_eq!(workspace(m, n, k, arithmetic) > 0, splits > 1 || plan.packed);
+                        assert!(split_length % DEPTH_UNIT == 0 && splits >= 1);
+                        assert_eq!(workspace(m, n, k, arithmetic) > 0, splits > 1 || plan.tile.packed);
                     }
                 }
             }
             // A gradient of weights is split, what has tiles enough is not, and the large one takes the large tiles.
             assert!(Plan::new(320, 640, 12_000, arithmetic).splits > 1);
             let logits = Plan::new(5600, 33_278, 400, arithmetic);
-            assert!(logits.splits == 1 && (arithmetic == Arithmetic::F32 || logits.tile == &arithmetic.tiles()[0]));
+            assert!(logits.splits == 1 && (arithmetic == Arithmetic::F32 || logits.tile.height == 256));
             assert_eq!(Plan::new(12_000, 2560, 640, arithmetic).splits, 1);
         }
     }
