@@ -108,8 +108,9 @@ impl Sizes {
         cpu::lstm::Shape { hidden: self.hidden, directions, offsets: self.sequences.offsets() }
     }
 
-    fn device_shape(&self, context: &Arc<Context>, directions: usize) -> cuda::lstm::Shape {
-        cuda::lstm::Shape { hidden: self.hidden, directions, packing: self.sequences.on(context) }
+    fn device_shape(&self, device: &Device, context: &Arc<Context>, directions: usize) -> cuda::lstm::Shape {
+        let (hidden, packing, arithmetic) = (self.hidden, self.sequences.on(context), device.arithmetic());
+        cuda::lstm::Shape { hidden, directions, packing, arithmetic }
     }
 }
 
@@ -135,7 +136,7 @@ fn recur(device: &Device, sizes: &Sizes, directions: &[Direction], kept: &mut [K
             cpu::lstm::forward(&sizes.shape(directions.len()), &mut operands, output.data_mut());
         }
         Arithmetic::Cuda(context) => {
-            let shape = sizes.device_shape(context, directions.len());
+            let shape = sizes.device_shape(device, context, directions.len());
             let workspace = workspace(device, cuda::lstm::forward_workspace(context, &shape));
             let operands: Vec<cuda::lstm::Forward> = directions
                 .iter()
@@ -256,7 +257,7 @@ fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &
             cpu::lstm::backward(&sizes.shape(count), &mut operands, gradient.data());
         }
         Arithmetic::Cuda(context) => {
-            let shape = sizes.device_shape(context, count);
+            let shape = sizes.device_shape(device, context, count);
             let workspace = workspace(device, cuda::lstm::backward_workspace(context, &shape));
             let operands: Vec<cuda::lstm::Backward> = kept
                 .iter_mut()
@@ -287,7 +288,7 @@ fn previous_hidden(device: &Device, sizes: &Sizes, directions: usize, direction:
             cpu::lstm::previous_hidden(&shape, direction, output.data(), None, previous.data_mut());
         }
         Arithmetic::Cuda(context) => {
-            let shape = sizes.device_shape(context, directions);
+            let shape = sizes.device_shape(device, context, directions);
             let (output, previous) = (output.pointer(), previous.pointer_mut());
             cuda::lstm::previous_hidden(context, &shape, direction, output, None, previous);
         }

@@ -42,7 +42,7 @@ pub struct Core {
     /// Elements of a chunk, along a row.
     pub chunk: usize,
     /// Chunks whose weights a warp holds in registers; the most that it multiplies at a time.
-    held: usize,
+    pub(super) held: usize,
     bite: usize,
     /// Vectors of 16 bytes that a lane has of a chunk's weights.
     vectors: usize,
