@@ -246,7 +246,7 @@ template <class Core, class Operand> struct Product {
     static constexpr int HELD_BITES = Core::HELD / Core::BITE;
     static_assert(Core::HELD % Core::BITE == 0);
     Core core;
-    Operand operand;
+    const Operand &operand; // in shared memory
     int first, count, span, bite; // of the chunks
     int slots;
     uint4 *stages;  // [DEPTH, bite, GROUP_VECTORS]

@@ -14,7 +14,7 @@ pub(super) const CHUNK_BYTES: usize = 64;
 const STAGE_BYTES: usize = GROUP * CHUNK_BYTES;
 const WARP_VECTOR: usize = 32 * 16;
 const DEPTH: usize = 3;
-const DIRECTION_BYTES: usize = 80;
+const JOB_BYTES: usize = 192;
 /// Warps of a block: more leave a thread too few registers for its weights.
 const WARPS: usize = 8;
 /// Chunks that a warp should have if there are so many: fewer warps mean fewer sums to add, more warps shorter chains of products.
@@ -42,7 +42,7 @@ pub struct Core {
     /// Elements of a chunk, along a row.
     pub chunk: usize,
     /// Chunks whose weights a warp holds in registers; the most that it multiplies at a time.
-    held: usize,
+    pub(super) held: usize,
     bite: usize,
     /// Vectors of 16 bytes that a lane has of a chunk's weights.
     vectors: usize,
@@ -267,7 +267,7 @@ impl Plan {
         let product = warps * (DEPTH * bite * STAGE_BYTES + weight_slots * core.vectors * WARP_VECTOR);
         let floats =
             warps * tile * core.stride + core.slots * tile * core.units + (columns + core.unit_floats) * core.units;
-        DIRECTION_BYTES + product + floats * size_of::<f32>()
+        JOB_BYTES + product + floats * size_of::<f32>()
     }
 
     /// The most chunks of a warp.
