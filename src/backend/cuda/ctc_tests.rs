@@ -238,7 +238,7 @@ fn the_gradient_may_take_the_place_of_the_logits_and_is_scaled_from_host_and_dev
         assert_eq!(gradient[..expected.gradient.len()], expected.gradient);
         assert_eq!(losses.values(), expected.losses);
 
-        let sum = device.poisoned(1, 0);
+        let sum = device.poisoned::<f32>(1, 0);
         total(&device.context, losses.pointer(), 2, -0.5, sum.pointer());
         let exact: f64 = losses.values().iter().map(|&loss| f64::from(loss)).sum();
         assert_eq!(sum.values(), [(-0.5 * exact) as f32]);

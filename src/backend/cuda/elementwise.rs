@@ -306,7 +306,7 @@ mod tests {
                 let (a, b) = (random(count, 1), random(count, 2));
                 let [x, y] = [&a, &b].map(|data| device.shifted(data, shift));
                 let result = |run: &dyn Fn(Pointer)| {
-                    let output = device.poisoned(count, shift);
+                    let output = device.poisoned::<f32>(count, shift);
                     run(output.pointer());
                     output.values()
                 };
@@ -372,7 +372,7 @@ mod tests {
                 to_bf16(&device.context, from.pointer(), to.pointer(), count);
                 let expected: Vec<u16> = x.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
                 assert_eq!(device.context.download::<u16>(&to, count), expected);
-                let back = device.poisoned(count, shift);
+                let back = device.poisoned::<f32>(count, shift);
                 from_bf16(&device.context, to.pointer(), back.pointer(), count);
                 let expected: Vec<f32> = expected.iter().map(|&bits| half::bf16::from_bits(bits).to_f32()).collect();
                 assert_eq!(back.values(), expected);
@@ -425,7 +425,7 @@ mod tests {
                 let x = random(count, 9);
                 let exact: f64 = x.iter().map(|&x| f64::from(x)).sum();
                 for shift in BOTH_ALIGNMENTS {
-                    let (input, result) = (device.shifted(&x, shift), device.poisoned(1, 0));
+                    let (input, result) = (device.shifted(&x, shift), device.poisoned::<f32>(1, 0));
                     let workspace = device.poisoned_bytes(sum_workspace(count));
                     sum(&device.context, input.pointer(), count, result.pointer(), workspace.pointer());
                     // The f64 sums differ by roundings of 2^-53, which no rounding to f32 of these numbers sees.
@@ -475,7 +475,7 @@ mod tests {
                 let y = device.upload(&y);
                 let workspace = device.poisoned_bytes(column_sums_workspace(rows, columns));
                 let run = |fused: bool| {
-                    let (gradient, sums) = (device.upload(&dy), device.poisoned(columns, 0));
+                    let (gradient, sums) = (device.upload(&dy), device.poisoned::<f32>(columns, 0));
                     let (dy, to, workspace) = (gradient.pointer(), sums.pointer(), workspace.pointer());
                     let context = &device.context;
                     if fused {

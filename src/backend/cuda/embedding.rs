@@ -180,7 +180,7 @@ mod tests {
                     let mut expected = vec![f32::NAN; count * columns];
                     let on_host = scaled.then_some(&scales[..]);
                     cpu::embedding::gather(&weight, columns, &tokens, on_host, &mut expected);
-                    let output = device.poisoned(count * columns, shift);
+                    let output = device.poisoned::<f32>(count * columns, shift);
                     let scales = scaled.then_some(scales_there.pointer());
                     let (table, tokens, to) = (table.pointer(), tokens_there.pointer(), output.pointer());
                     gather(&device.context, table, tokens, scales, to, count, columns, vocabulary);
@@ -239,7 +239,7 @@ mod tests {
                 for (step, counter) in [(4, None), (9, Some(counter.pointer()))] {
                     let mut expected = vec![0.0; vocabulary];
                     cpu::embedding::draw_scales(&mask(step), &mut expected);
-                    let scales = device.poisoned(vocabulary, 0);
+                    let scales = device.poisoned::<f32>(vocabulary, 0);
                     draw_scales(&device.context, &mask(4), counter, scales.pointer(), vocabulary);
                     assert_eq!(scales.values(), expected);
                 }

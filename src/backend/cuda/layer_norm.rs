@@ -183,8 +183,8 @@ mod tests {
                 for shift in BOTH_ALIGNMENTS {
                     let [x_there, dy_there] = [&x, &dy].map(|data| device.shifted(data, shift));
                     let [gamma_there, beta_there] = [&gamma, &beta].map(|data| device.shifted(data, shift));
-                    let output = device.poisoned(x.len(), shift);
-                    let kept = [(); 2].map(|()| device.poisoned(rows, 0));
+                    let output = device.poisoned::<f32>(x.len(), shift);
+                    let kept = [(); 2].map(|()| device.poisoned::<f32>(rows, 0));
                     let there = Statistics { means: kept[0].pointer(), inverse_deviations: kept[1].pointer() };
                     let (context, gamma_pointer) = (&device.context, gamma_there.pointer());
                     let (x_pointer, beta_pointer, to) = (x_there.pointer(), beta_there.pointer(), output.pointer());
@@ -246,10 +246,10 @@ mod tests {
                 let (x, gamma, beta) = (random(3 * columns, 1), random(columns, 2), random(columns, 3));
                 let [input, output] = [(); 2].map(|()| device.upload(&x));
                 let [gamma, beta] = [gamma, beta].map(|data| device.upload(&data));
-                let kept = [(); 2].map(|()| device.poisoned(3, 0));
+                let kept = [(); 2].map(|()| device.poisoned::<f32>(3, 0));
                 let statistics = Statistics { means: kept[0].pointer(), inverse_deviations: kept[1].pointer() };
                 let (gamma, beta) = (gamma.pointer(), beta.pointer());
-                let separate = device.poisoned(3 * columns, 0);
+                let separate = device.poisoned::<f32>(3 * columns, 0);
                 for (from, to) in [(&input, &separate), (&output, &output)] {
                     let (from, to) = (from.pointer(), to.pointer());
                     forward(&device.context, from, gamma, beta, EPSILON, to, statistics, 3, columns);

@@ -199,7 +199,7 @@ mod tests {
                 .collect();
             let on_device: Vec<_> =
                 host.iter().map(|tensors| tensors.each_ref().map(|data| device.shifted(data, shift))).collect();
-            let rounded: Vec<OnDevice<u16>> = LENGTHS.iter().map(|&length| device.room(length, shift)).collect();
+            let rounded: Vec<OnDevice<u16>> = LENGTHS.iter().map(|&length| device.poisoned(length, shift)).collect();
             let states = method.state_names().len();
             let trainable: Vec<Trainable> = on_device
                 .iter()

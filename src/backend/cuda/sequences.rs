@@ -188,7 +188,7 @@ mod tests {
                 for (round, shift) in [(false, 0), (true, 0), (false, 1)] {
                     let (packing, _offsets) = packed(device, lengths, round);
                     let input = device.shifted(&extended(&x, packing.rows, columns), shift);
-                    let output = device.poisoned(packing.rows * columns, shift);
+                    let output = device.poisoned::<f32>(packing.rows * columns, shift);
                     dropout(&device.context, input.pointer(), output.pointer(), &packing, columns, &mask(17));
                     let result = output.values();
                     assert_eq!(result[..x.len()], expected, "{lengths:?} x {columns}");
@@ -208,7 +208,7 @@ mod tests {
         let x = random(17 * columns, 1);
         let (packing, _offsets) = packed(&device, &lengths, true);
         let input = device.upload(&extended(&x, packing.rows, columns));
-        let output = device.poisoned(packing.rows * columns, 0);
+        let output = device.poisoned::<f32>(packing.rows * columns, 0);
         let counter = device.upload(&[0_u64]);
         let driver = device.context.driver();
         driver.begin_capture().unwrap();
@@ -256,7 +256,7 @@ mod tests {
                     let shift = BOTH_ALIGNMENTS[usize::from(round)];
 
                     let x = random(all.rows * columns, 1);
-                    let (input, output) = (device.shifted(&x, shift), device.poisoned(kept.rows * columns, shift));
+                    let (input, output) = (device.shifted(&x, shift), device.poisoned::<f32>(kept.rows * columns, shift));
                     subsample(&device.context, input.pointer(), output.pointer(), &all, &kept, factor, columns);
                     let mut expected = vec![0.0; kept.rows * columns];
                     for (row, source) in sources.iter().enumerate() {

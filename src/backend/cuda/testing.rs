@@ -53,18 +53,13 @@ impl Device {
 
     /// `data`, starting `shift` elements behind an aligned address.
     pub fn shifted<T: Pod>(&self, data: &[T], shift: usize) -> OnDevice<T> {
-        let tensor = self.room(data.len(), shift);
+        let tensor = self.poisoned(data.len(), shift);
         tensor.write(data);
         tensor
     }
 
-    /// Room for an output, all NaN.
-    pub fn poisoned(&self, count: usize, shift: usize) -> OnDevice<f32> {
-        self.room(count, shift)
-    }
-
-    /// Room for elements of any type, all bits set.
-    pub fn room<T: Pod>(&self, count: usize, shift: usize) -> OnDevice<T> {
+    /// Room for an output, all bits set: NaN.
+    pub fn poisoned<T: Pod>(&self, count: usize, shift: usize) -> OnDevice<T> {
         let buffer = self.poisoned_bytes((count + shift) * size_of::<T>());
         OnDevice { buffer, shift, count, element: PhantomData }
     }
