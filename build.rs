@@ -31,7 +31,8 @@ fn run() -> Result<(), String> {
 }
 
 fn kernels() -> io::Result<Vec<PathBuf>> {
-    let mut kernels: Vec<PathBuf> = fs::read_dir("kernels")?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    let mut kernels: Vec<PathBuf> =
+        fs::read_dir("kernels")?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
     kernels.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
     kernels.sort();
     Ok(kernels)

@@ -1,8 +1,8 @@
 //! The kernels for the emulator (`kernels/emulator/`): compiled as plain C++ and linked in, when the feature `emulator` is on.
 //!
-//! CXX names the compiler, g++ by default; without one the build warns and sets the cfg `emulator_missing`. With
-//! HEADFIRST_EMULATOR_SANITIZE=address (or another value of -fsanitize) kernels and emulator are built with that sanitizer, which then
-//! watches the whole test binary.
+//! CXX names the compiler, g++ by default; without one the build warns and sets the cfg `emulator_missing`. CXXFLAGS are added to its
+//! options. With HEADFIRST_EMULATOR_SANITIZE=address (or another value of -fsanitize) kernels and emulator are built with that sanitizer, which
+//! then watches the whole test binary.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,8 +15,17 @@ use std::{env, fs, io, thread};
 const KERNELS: &str = "kernels";
 
 /// -ffp-contract=off: a product and a sum are rounded apart unless a kernel writes fmaf, so that the bits depend on no optimiser.
-const FLAGS: [&str; 9] =
-    ["-std=c++20", "-O2", "-g", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-DHEADFIRST_EMULATOR", "-Ikernels"];
+const FLAGS: [&str; 9] = [
+    "-std=c++20",
+    "-O2",
+    "-g",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-DHEADFIRST_EMULATOR",
+    "-Ikernels",
+];
 
 /// Compiles `kernels` and the emulator into `out_dir/libheadfirst_emulator.a`, what has changed only, and tells cargo to link it.
 ///
@@ -25,17 +34,21 @@ const FLAGS: [&str; 9] =
 pub fn build(kernels: &[PathBuf], out_dir: &Path) -> Result<(), String> {
     println!("cargo::rustc-check-cfg=cfg(emulator_missing)");
     println!("cargo::rerun-if-changed={KERNELS}");
-    println!("cargo::rerun-if-env-changed=CXX");
-    println!("cargo::rerun-if-env-changed=HEADFIRST_EMULATOR_SANITIZE");
+    for name in ["CXX", "CXXFLAGS", "HEADFIRST_EMULATOR_SANITIZE"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
 
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     let compiler = variable("CXX").unwrap_or_else(|| "g++".into());
     if let Err(error) = Command::new(&compiler).arg("--version").output() {
-        println!("cargo::warning=no emulator, its tests will be skipped: {compiler} does not run ({error}); install g++ or set CXX");
+        println!(
+            "cargo::warning=no emulator, its tests will be skipped: {compiler} does not run ({error}); install g++ or set CXX"
+        );
         println!("cargo::rustc-cfg=emulator_missing");
         return Ok(());
     }
     let mut flags: Vec<String> = FLAGS.map(String::from).to_vec();
+    flags.extend(variable("CXXFLAGS").unwrap_or_default().split_whitespace().map(String::from));
     if has_fma() {
         // Else fmaf is a call. The bits are the same.
         flags.push("-mfma".into());
@@ -52,7 +65,8 @@ pub fn build(kernels: &[PathBuf], out_dir: &Path) -> Result<(), String> {
     let own = ["fiber.cpp", "block.cpp", "emulator.cpp", "selftest.cu"].map(|name| emulator.join(name));
     let sources: Vec<&Path> = kernels.iter().chain(&own).map(PathBuf::as_path).collect();
     let objects: Vec<PathBuf> = sources.iter().map(|source| object(&folder, source)).collect();
-    let headers = newest_header(&[Path::new(KERNELS), &emulator]).map_err(|error| format!("cannot read {KERNELS}: {error}"))?;
+    let headers =
+        newest_header(&[Path::new(KERNELS), &emulator]).map_err(|error| format!("cannot read {KERNELS}: {error}"))?;
 
     // Flags of another build make all objects stale.
     let command = format!("{compiler} {}", flags.join(" "));

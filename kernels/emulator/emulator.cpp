@@ -156,9 +156,8 @@ void Launch::wait_for_opening(const Blocks &mine) {
     waiting += 1;
     if (waiting == workers) {
         lock.unlock();
-        const std::string counts = std::to_string(blocks - ended) + " of " + std::to_string(blocks) + " blocks wait in a grid_barrier, " +
-                                   std::to_string(ended) + " ended without reaching it";
-        fail(mine[0]->name() + ": waits in vain in grid_barrier at " + mine[0]->meeting_place() + "; " + counts);
+        fail(mine[0]->name() + ": waits in vain in " + mine[0]->awaited() + "; " + std::to_string(blocks - ended) + " of " +
+             std::to_string(blocks) + " blocks wait in a grid_barrier, " + std::to_string(ended) + " ended without reaching it");
         return;
     }
     changed.wait(lock, [&, seen = openings] { return openings != seen || failed; });
