@@ -191,7 +191,8 @@ class Pool {
         std::unique_lock lock(mutex);
         launches.push_back(&launch);
         lock.unlock();
-        offered.notify_all();
+        const std::uint64_t others = launch.blocks - 1;
+        for (std::uint64_t i = 0; i < others && i < std::uint64_t(threads); ++i) offered.notify_one();
     }
 
     void close(Launch &launch) {
