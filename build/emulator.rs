@@ -1,8 +1,8 @@
 //! The kernels for the emulator (`kernels/emulator/`): compiled as plain C++ and linked in, when the feature `emulator` is on.
 //!
-//! CXX names the compiler, g++ by default; without one the build warns and sets the cfg `emulator_missing`. With
-//! HEADFIRST_EMULATOR_SANITIZE=address (or another value of -fsanitize) kernels and emulator are built with that sanitizer, which then
-//! watches the whole test binary.
+//! CXX names the compiler, g++ by default; without one the build warns and sets the cfg `emulator_missing`. CXXFLAGS are added to its
+//! options. With HEADFIRST_EMULATOR_SANITIZE=address (g++ only) kernels and emulator are built with AddressSanitizer, and all memory of the test
+//! binary is guarded.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,12 +15,14 @@ use std::{env, fs, io, thread};
 const KERNELS: &str = "kernels";
 
 /// -ffp-contract=off: a product and a sum are rounded apart unless a kernel writes fmaf, so that the bits depend on no optimiser.
-const FLAGS: [&str; 9] = [
+/// -fno-strict-aliasing: kernels load halves of floats and fours of bfloat16 through pointers of other types, as CUDA code does.
+const FLAGS: [&str; 10] = [
     "-std=c++20",
     "-O2",
     "-g",
     "-fPIC",
     "-ffp-contract=off",
+    "-fno-strict-aliasing",
     "-Wall",
     "-Wno-unknown-pragmas",
     "-DHEADFIRST_EMULATOR",
@@ -34,8 +36,9 @@ const FLAGS: [&str; 9] = [
 pub fn build(kernels: &[PathBuf], out_dir: &Path) -> Result<(), String> {
     println!("cargo::rustc-check-cfg=cfg(emulator_missing)");
     println!("cargo::rerun-if-changed={KERNELS}");
-    println!("cargo::rerun-if-env-changed=CXX");
-    println!("cargo::rerun-if-env-changed=HEADFIRST_EMULATOR_SANITIZE");
+    for name in ["CXX", "CXXFLAGS", "HEADFIRST_EMULATOR_SANITIZE"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
 
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     let compiler = variable("CXX").unwrap_or_else(|| "g++".into());
@@ -47,14 +50,21 @@ pub fn build(kernels: &[PathBuf], out_dir: &Path) -> Result<(), String> {
         return Ok(());
     }
     let mut flags: Vec<String> = FLAGS.map(String::from).to_vec();
+    flags.extend(variable("CXXFLAGS").unwrap_or_default().split_whitespace().map(String::from));
     if has_fma() {
         // Else fmaf is a call. The bits are the same.
         flags.push("-mfma".into());
     }
-    if let Some(sanitizer) = variable("HEADFIRST_EMULATOR_SANITIZE") {
-        flags.extend([format!("-fsanitize={sanitizer}"), "-fno-omit-frame-pointer".into()]);
-        // The linker takes it too, so that the sanitizer's library comes before all others.
-        println!("cargo::rustc-link-arg=-fsanitize={sanitizer}");
+    match variable("HEADFIRST_EMULATOR_SANITIZE").as_deref() {
+        None => {}
+        Some("address") => {
+            flags.extend(["-fsanitize=address", "-fno-omit-frame-pointer"].map(String::from));
+            // As a part of the program, since as a library it would have to be loaded before all others, and rustc puts its own first.
+            for option in ["-Wl,--whole-archive", "-l:libasan.a", "-Wl,--no-whole-archive", "-lstdc++", "-lm"] {
+                println!("cargo::rustc-link-arg={option}");
+            }
+        }
+        Some(other) => return Err(format!("HEADFIRST_EMULATOR_SANITIZE is {other:?}; it can be address")),
     }
 
     let folder = out_dir.join("emulator");

@@ -14,7 +14,7 @@
 // Sizes in elements are int where they are below 2^31, offsets into large tensors long long. Warp primitives carry CUDA's names
 // (__shfl_sync, __shfl_xor_sync, __shfl_down_sync, __shfl_up_sync, __ballot_sync, __any_sync, __all_sync, __syncwarp) and full masks
 // (FULL_WARP) unless the mask is what they are about. No static or global variables, no local arrays with run-time indices, no float atomics, no printf,
-// no recursion. Device functions are `DEVICE inline`. Sums run in a fixed order: the bits depend on the shapes alone.
+// no recursion. Device functions are `DEVICE`, which says `inline`. Sums run in a fixed order: the bits depend on the shapes alone.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 #include "block.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 // Every OS thread runs one block at a time.
@@ -14,8 +15,14 @@ namespace emulator {
 LOCAL unsigned char *shared_memory;
 static LOCAL Block *block;
 
-// NaN in f32 and in bf16, so that a stray read shows; not all ones, so that a stray -1 shows too.
-constexpr unsigned char GUARD[2] = {0xc5, 0xff};
+// A guard zone. NaN in f32 and in bf16, so that a stray read shows; not all ones, so that a stray -1 shows too.
+struct Guard {
+    unsigned char bytes[GUARD_BYTES];
+    constexpr Guard() : bytes() {
+        for (std::size_t i = 0; i < GUARD_BYTES; ++i) bytes[i] = i % 2 ? 0xff : 0xc5;
+    }
+};
+constexpr Guard GUARD;
 constexpr std::size_t ALIGNMENT = 128;
 
 // The dialect, for the running block.
@@ -51,7 +58,11 @@ static std::string text_of(uint3 index) {
     return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
 }
 
-static const char *text_of(Primitive primitive) {
+static std::string text_of(int number) { return std::to_string(number); }
+
+static std::string text_of(const char *text) { return text; }
+
+static std::string text_of(Primitive primitive) {
     switch (primitive) {
     case Primitive::SyncWarp: return "__syncwarp";
     case Primitive::Ballot: return "__ballot_sync";
@@ -65,11 +76,22 @@ static const char *text_of(Primitive primitive) {
     return "?";
 }
 
-void fail(const char *reason, Site site) { block->fail(std::string(reason) + " at " + text_of(site)); }
+// Ends the launch. Its caller's stack is abandoned, so what is on it must need no destructor.
+template <typename... Parts> [[noreturn, gnu::cold]] void Block::fail(Parts... parts) {
+    text = name() + ", thread " + text_of(running->index) + ": ";
+    ((text += text_of(parts)), ...);
+    leave(Outcome::Failed);
+    std::abort(); // not reached
+}
+
+void fail(const char *reason, Site site) { block->fail(reason, " at ", site); }
 
 std::string Block::name() const { return std::string("kernel ") + shape->kernel->name + ", block " + text_of(index); }
 
-std::string Block::meeting_place() const { return text_of(meeting); }
+std::string Block::awaited() const {
+    return "grid_barrier at " + text_of(meeting) + " for its counter to reach " + std::to_string(grid_target) + ", it is at " +
+           std::to_string(__atomic_load_n(grid_state, __ATOMIC_ACQUIRE));
+}
 
 // Before a block runs.
 
@@ -87,7 +109,6 @@ bool Block::begin(const Shape &launch, uint3 place, std::uint64_t number, Stacks
     stacks = &all_stacks;
     index = place;
     set_shape(launch);
-    for (int thread = 0; thread < threads; ++thread) fibers[thread].state = State::New;
     ended = 0;
     random = Random(launch.seed ^ (number + 1) * 0xd1342543de82ef95u);
     std::memset(waiting, 0, sizeof waiting);
@@ -139,7 +160,8 @@ bool Block::set_memory() {
         memory_bytes = memory ? needed : 0;
         if (!memory) return false;
     }
-    for (std::size_t i = 0; i < GUARD_BYTES; ++i) memory[i] = memory[GUARD_BYTES + bytes + i] = GUARD[i % 2];
+    std::memcpy(memory, GUARD.bytes, GUARD_BYTES);
+    std::memcpy(memory + GUARD_BYTES + bytes, GUARD.bytes, GUARD_BYTES);
     std::memset(memory + GUARD_BYTES, 0xff, bytes);
 #ifdef __SANITIZE_ADDRESS__
     __asan_poison_memory_region(memory, GUARD_BYTES);
@@ -153,14 +175,14 @@ bool Block::memory_is_intact() {
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(memory, memory_bytes);
 #endif
-    for (std::size_t i = 0; i < GUARD_BYTES; ++i) {
-        const bool before = memory[i] != GUARD[i % 2], behind = memory[GUARD_BYTES + bytes + i] != GUARD[i % 2];
-        if (!before && !behind) continue;
-        const std::string at = before ? "-" + std::to_string(GUARD_BYTES - i) : std::to_string(bytes + i);
-        text = name() + ": wrote outside its " + std::to_string(bytes) + " bytes of shared memory, at byte " + at;
-        return false;
-    }
-    return true;
+    const unsigned char *before = memory, *behind = memory + GUARD_BYTES + bytes;
+    const bool intact_before = std::memcmp(before, GUARD.bytes, GUARD_BYTES) == 0;
+    if (intact_before && std::memcmp(behind, GUARD.bytes, GUARD_BYTES) == 0) return true;
+    const unsigned char *zone = intact_before ? behind : before;
+    const auto first = std::mismatch(zone, zone + GUARD_BYTES, GUARD.bytes).first;
+    text = name() + ": wrote outside its " + std::to_string(bytes) + " bytes of shared memory, at byte " +
+           std::to_string(first - (memory + GUARD_BYTES));
+    return false;
 }
 
 // A block runs.
@@ -175,8 +197,11 @@ Block::Outcome Block::go_on() {
     Fiber &first = take_ready();
     if (!first.stack && !start(first)) return Outcome::Failed;
     hand_over(home, first.context);
-    if (outcome == Outcome::Ended && !memory_is_intact()) outcome = Outcome::Failed;
-    if (outcome != Outcome::WaitsForGrid) abandon();
+    if (outcome == Outcome::Ended) {
+        // The others have passed theirs on.
+        stacks->give_back(std::exchange(running->stack, {}));
+        if (!memory_is_intact()) outcome = Outcome::Failed;
+    }
     return outcome;
 }
 
@@ -196,7 +221,7 @@ void Block::wake_all() {
 }
 
 // Makes the next thread the running one; it is not switched to yet.
-Fiber &Block::take_ready() {
+inline Fiber &Block::take_ready() {
     Fiber &fiber = fibers[ready[--ready_count]];
     fiber.state = State::Runs;
     running = &fiber;
@@ -256,12 +281,6 @@ void Block::run_threads() {
     leave(Outcome::Failed);
 }
 
-[[gnu::cold]] void Block::fail(const std::string &reason) {
-    text = name() + ", thread " + text_of(running->index) + ": " + reason;
-    leave(Outcome::Failed);
-    std::abort(); // nobody goes on with a block that failed
-}
-
 // Waiting.
 
 void Block::barrier(State kind, Site site) {
@@ -294,17 +313,17 @@ void Block::barrier(State kind, Site site) {
 // The name of a file may lie at two places.
 [[gnu::cold]] void Block::check_meeting(State kind, Site site) {
     if (site.line == meeting.line && std::strcmp(site.file, meeting.file) == 0 && kind == meeting_kind) return;
-    fail("waits at the barrier at " + text_of(site) + " while others wait at the one at " + text_of(meeting));
+    fail("waits at the barrier at ", site, " while others wait at the one at ", meeting);
 }
 
 void Block::grid_barrier(unsigned *state, unsigned blocks, Site site) {
-    if (!shape->cooperative) fail("grid_barrier at " + text_of(site) + " in a launch that is not cooperative");
-    if (blocks == 0) fail("grid_barrier at " + text_of(site) + " of 0 blocks");
+    if (!shape->cooperative) fail("grid_barrier at ", site, " in a launch that is not cooperative");
+    if (blocks == 0) fail("grid_barrier at ", site, " of 0 blocks");
     if (arrived_count == 0) {
         grid_state = state;
         grid_blocks = blocks;
     } else if (state != grid_state || blocks != grid_blocks) {
-        fail("grid_barrier at " + text_of(site) + " with another state or number of blocks than the threads before");
+        fail("grid_barrier at ", site, " with another state or number of blocks than the threads before");
     }
     barrier(State::GridBarrier, site);
 }
@@ -331,7 +350,7 @@ std::uint64_t Block::warp(Primitive primitive, unsigned mask, std::uint64_t valu
     Fiber &me = *running;
     const int number = number_of(me), first = number / warpSize * warpSize;
     const unsigned bit = 1u << (number - first);
-    if (!(mask & bit)) [[unlikely]] refuse_mask(primitive, site);
+    if (!(mask & bit)) [[unlikely]] fail("is not in the mask that it gives to ", primitive, " at ", site);
     me.state = State::Warp;
     me.primitive = primitive;
     me.site = site;
@@ -365,7 +384,9 @@ void Block::meet(int first, unsigned mask, Primitive primitive) {
             votes |= std::uint64_t(fiber.value != 0) << lane;
             continue;
         }
-        if (!(mask >> fiber.source & 1)) [[unlikely]] refuse_source(fiber);
+        if (!(mask >> fiber.source & 1)) [[unlikely]] {
+            fail(primitive, " at ", fiber.site, ": lane ", lane, " reads lane ", int(fiber.source), ", which is not in the mask");
+        }
         results[lane] = fibers[first + fiber.source].value;
     }
     for (unsigned rest = mask; rest; rest &= rest - 1) {
@@ -379,23 +400,14 @@ void Block::meet(int first, unsigned mask, Primitive primitive) {
     }
 }
 
-[[gnu::cold]] void Block::refuse_mask(Primitive primitive, Site site) {
-    fail(std::string("is not in the mask that it gives to ") + text_of(primitive) + " at " + text_of(site));
-}
-
-[[gnu::cold]] void Block::refuse_source(const Fiber &fiber) {
-    fail(std::string(text_of(fiber.primitive)) + " at " + text_of(fiber.site) + ": lane " + std::to_string(number_of(fiber) % warpSize) +
-         " reads lane " + std::to_string(fiber.source) + ", which is not in the mask");
-}
-
 // The copies read at once and write as late as they may.
 void Block::copy_async(void *shared, const void *global, int bytes, int available) {
     auto *to = static_cast<unsigned char *>(shared);
     const unsigned char *first = memory + GUARD_BYTES;
     if (to < first || to + bytes > first + shape->shared_bytes) fail("copy_async to a place outside the block's shared memory");
     const auto places = reinterpret_cast<std::uintptr_t>(to) | (available > 0 ? reinterpret_cast<std::uintptr_t>(global) : 0);
-    if (places % unsigned(bytes) != 0) fail("copy_async of an address that is no multiple of " + std::to_string(bytes));
-    if (available < 0 || available > bytes) fail("copy_async of " + std::to_string(available) + " of " + std::to_string(bytes) + " bytes");
+    if (places % unsigned(bytes) != 0) fail("copy_async of an address that is no multiple of ", bytes);
+    if (available < 0 || available > bytes) fail("copy_async of ", available, " of ", bytes, " bytes");
     if (copies.empty()) copies.resize(std::size_t(threads));
     Copies &mine = copies[std::size_t(number_of(*running))];
     Copies::Copy copy{to, bytes, mine.groups, {}};
@@ -433,7 +445,7 @@ std::string Block::diagnose() const {
             }
             return name() + ", thread " + text_of(fiber.index) + ": waits in " + text_of(fiber.primitive) + " at " + text_of(fiber.site) +
                    " for lane " + std::to_string(lane) + " of its warp, which " +
-                   (exists ? whereabouts(fibers[other]) : "does not exist: the block has " + std::to_string(threads) + " threads");
+                   (exists ? whereabouts(fibers[other]) : "does not exist: the block has " + text_of(threads) + " threads");
         }
     }
     return name() + ": " + std::to_string(arrived_count) + " of " + std::to_string(threads) + " threads wait at the barrier at " +
@@ -445,7 +457,7 @@ std::string Block::whereabouts(const Fiber &fiber) const {
     case State::Ended: return "has ended";
     case State::Barrier:
     case State::GridBarrier: return "waits at the barrier at " + text_of(fiber.site);
-    case State::Warp: return std::string("waits in ") + text_of(fiber.primitive) + " at " + text_of(fiber.site);
+    case State::Warp: return "waits in " + text_of(fiber.primitive) + " at " + text_of(fiber.site);
     default: return "is elsewhere";
     }
 }

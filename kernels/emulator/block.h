@@ -49,7 +49,7 @@ struct Shape {
     int threads() const { return int(block.x * block.y * block.z); }
 };
 
-enum class State : std::uint8_t { New, Runs, Barrier, GridBarrier, Warp, Ended };
+enum class State : std::uint8_t { Runs, Barrier, GridBarrier, Warp, Ended };
 
 // A CUDA thread, in one cache line: all of them are gone through at every barrier.
 struct alignas(64) Fiber {
@@ -97,8 +97,8 @@ class Block {
     bool grid_barrier_is_open() const { return int(__atomic_load_n(grid_state, __ATOMIC_ACQUIRE) - grid_target) >= 0; }
     // "kernel k, block (0, 0, 0)"
     std::string name() const;
-    // After WaitsForGrid: where.
-    std::string meeting_place() const;
+    // After WaitsForGrid: which barrier, and what its counter lacks.
+    std::string awaited() const;
     // After Failed: why.
     const std::string &error() const { return text; }
 
@@ -111,7 +111,8 @@ class Block {
     void copy_async(void *shared, const void *global, int bytes, int available);
     void copy_async_commit();
     void copy_async_wait(int groups);
-    [[noreturn]] void fail(const std::string &reason);
+    // Text, numbers, sites: why.
+    template <typename... Parts> [[noreturn]] void fail(Parts... parts);
     int lane() const { return number_of(*running) % warpSize; }
 
   private:
@@ -131,8 +132,6 @@ class Block {
 
     void meet(int first, unsigned mask, Primitive primitive);
     void check_meeting(State kind, Site site);
-    [[noreturn]] void refuse_mask(Primitive primitive, Site site);
-    [[noreturn]] void refuse_source(const Fiber &fiber);
     void fail_in_deadlock();
     std::string diagnose() const;
     std::string whereabouts(const Fiber &fiber) const;

@@ -158,9 +158,8 @@ void Launch::wait_for_opening(const Blocks &mine) {
     waiting += 1;
     if (waiting == workers) {
         lock.unlock();
-        const std::string counts = std::to_string(blocks - ended) + " of " + std::to_string(blocks) + " blocks wait in a grid_barrier, " +
-                                   std::to_string(ended) + " ended without reaching it";
-        fail(mine[0]->name() + ": waits in vain in grid_barrier at " + mine[0]->meeting_place() + "; " + counts);
+        fail(mine[0]->name() + ": waits in vain in " + mine[0]->awaited() + "; " + std::to_string(blocks - ended) + " of " +
+             std::to_string(blocks) + " blocks wait in a grid_barrier, " + std::to_string(ended) + " ended without reaching it");
         return;
     }
     changed.wait(lock, [&, seen = openings] { return openings != seen || failed; });
@@ -194,7 +193,8 @@ class Pool {
         std::unique_lock lock(mutex);
         launches.push_back(&launch);
         lock.unlock();
-        offered.notify_all();
+        const std::uint64_t others = launch.blocks - 1;
+        for (std::uint64_t i = 0; i < others && i < std::uint64_t(threads); ++i) offered.notify_one();
     }
 
     void close(Launch &launch) {

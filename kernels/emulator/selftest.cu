@@ -167,8 +167,8 @@ KERNEL(256, 1) selftest_missing_lane(int lane, int how) {
         if (how == 0) return;
         if (how == 1) barrier();
         if (how == 2) __any_sync(FULL_WARP, 1);
-        if (how == 3) __syncwarp(3u << lane);
-        if (how == 4) __syncwarp(1u << (lane ^ 1));
+        if (how == 3) __syncwarp(3u << lane % WARP);
+        if (how == 4) __syncwarp(1u << (lane ^ 1) % WARP);
     }
     __shfl_xor_sync(FULL_WARP, 1.0f, 1);
     barrier();

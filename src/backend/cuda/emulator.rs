@@ -195,3 +195,7 @@ mod missing {
         1
     }
 }
+
+#[cfg(test)]
+#[path = "emulator_tests.rs"]
+mod tests;
