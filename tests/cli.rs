@@ -1,33 +1,23 @@
 //! The command line keeps its contract: help, exit codes, JSON, and folders that are never overwritten. Each test starts the program.
 
+use crate::corpus::{recordings_of, setting, train};
+use crate::program::{Ended, headfirst, run_to_end};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-
-fn headfirst(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_headfirst"));
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    headfirst(arguments).output().expect("the program starts")
-}
 
 /// Standard output of a run that must succeed.
 fn succeed(arguments: &[&str]) -> String {
-    let output = run(arguments);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {error}");
-    String::from_utf8(output.stdout).expect("UTF-8")
+    let ended = run_to_end(headfirst(arguments));
+    assert_eq!(ended.code, Some(0), "{arguments:?}: {}", ended.errors);
+    ended.output
 }
 
-/// Exit code and standard error of a run that must fail and print nothing else.
-fn fail(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = run(arguments);
-    assert!(output.stdout.is_empty(), "{arguments:?} prints {}", String::from_utf8_lossy(&output.stdout));
-    (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+/// A run that must fail and print nothing but its error.
+fn fail(arguments: &[&str]) -> Ended {
+    let ended = run_to_end(headfirst(arguments));
+    assert!(ended.output.is_empty(), "{arguments:?} prints {}", ended.output);
+    ended
 }
 
 /// Every command with the options of its own.
@@ -109,9 +99,9 @@ fn doctor_says_which_device_auto_takes_and_why() {
 
 #[test]
 fn bench_names_its_device_and_has_a_median_for_every_row() {
-    let output = run(&["bench", "ctc", "--seconds", "0", "--json"]);
-    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-    let bench: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    let ended = run_to_end(headfirst(["bench", "ctc", "--seconds", "0", "--json"]));
+    assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""));
+    let bench: Value = serde_json::from_str(&ended.output).expect("one object");
     assert!(bench["device"].as_str().is_some_and(|device| !device.is_empty()), "{bench}");
     let rows = bench["rows"].as_array().expect("rows");
     assert_eq!(rows.iter().map(|row| row["name"].as_str().unwrap_or_default()).collect::<Vec<_>>(), ["ctc/B32-T400"]);
@@ -120,46 +110,71 @@ fn bench_names_its_device_and_has_a_median_for_every_row() {
 
 #[test]
 fn an_unknown_benchmark_is_an_error_that_lists_the_known_ones() {
-    let (code, error) = fail(&["bench", "cnn"]);
+    let Ended { code, errors, .. } = fail(&["bench", "cnn"]);
     assert_eq!(code, Some(1));
-    assert!(error.contains("\"cnn\"") && error.contains("ctc/B32-T400"), "{error}");
+    assert!(errors.contains("\"cnn\"") && errors.contains("ctc/B32-T400"), "{errors}");
 }
 
 #[test]
 fn wrong_usage_ends_with_2() {
-    let wrong: [&[&str]; 8] = [
+    let wrong: [&[&str]; 11] = [
         &[],
         &["trian"],
         &["train"],
         &["train", "a.toml", "--outt", "x"],
         &["doctor", "--threads", "many"],
+        &["doctor", "--jsn"],
+        &["evaluate", "RUN", "--beam", "many"],
+        &["transcribe", "RUN"],
         &["evaluate", "--recipe", "a.toml"],
         &["--generate", "tcsh"],
         &["--quiet"],
     ];
     for arguments in wrong {
-        let (code, error) = fail(arguments);
-        assert_eq!(code, Some(2), "{arguments:?}: {error}");
-        assert!(error.contains("Usage") || error.contains("--help"), "{arguments:?}: {error}");
+        let Ended { code, errors, .. } = fail(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {errors}");
+        assert!(errors.contains("Usage") || errors.contains("--help"), "{arguments:?}: {errors}");
     }
 }
 
 #[test]
 fn an_unknown_device_is_an_error_for_every_command() {
     for arguments in [&["doctor"][..], &["bench", "ctc"], &["report", "absent"], &["train", "absent.toml"], &["demo"]] {
-        let (code, error) = fail(&[arguments, &["--device", "gpu"]].concat());
+        let Ended { code, errors, .. } = fail(&[arguments, &["--device", "gpu"]].concat());
         assert_eq!(code, Some(1), "{arguments:?}");
-        assert!(error.contains("device gpu") && error.contains("--device auto, cpu, cuda"), "{arguments:?}: {error}");
+        assert!(
+            errors.contains("device gpu") && errors.contains("--device auto, cpu, cuda"),
+            "{arguments:?}: {errors}"
+        );
     }
-    assert_eq!(fail(&["doctor", "--threads", "0"]).0, Some(1));
+    assert_eq!(fail(&["doctor", "--threads", "0"]).code, Some(1));
 }
 
 #[test]
 fn a_missing_file_is_an_error_that_names_it() {
     for arguments in [&["train", "absent.toml"][..], &["evaluate", "absent"], &["transcribe", "absent", "a.wav"]] {
-        let (code, error) = fail(arguments);
+        let Ended { code, errors, .. } = fail(arguments);
         assert_eq!(code, Some(1), "{arguments:?}");
-        assert!(error.starts_with("error: ") && error.contains("absent"), "{arguments:?}: {error}");
+        assert!(errors.starts_with("error: ") && errors.contains("absent"), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn a_line_for_each_folder_says_that_features_of_its_recordings_were_computed_unless_it_should_be_quiet() {
+    let folder = recordings_of("train");
+    std::fs::remove_file(folder.path().join("features.toml")).expect("a file");
+    let name = folder.path().display().to_string();
+    for quiet in [false, true] {
+        let run = folder.path().join(format!("run-{quiet}"));
+        let mut command = train(&run, &[&setting("train", folder.path()), &setting("valid", folder.path())]);
+        command.args(["--set", "training.max_epochs=1"]).args(quiet.then_some("--quiet"));
+        let ended = run_to_end(command);
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+        let lines = ended.errors.matches(&format!("{name}: features of 12 utterances in ")).count();
+        assert_eq!(lines, if quiet { 0 } else { 2 }, "{}", ended.errors);
+        assert!(!quiet || (ended.errors.is_empty() && ended.output.is_empty()));
+        // The rate of the recordings is the model's from now on.
+        assert!(String::from_utf8_lossy(&read(&run.join("features.toml"))).contains("sample_frequency = 8000.0"));
     }
 }
 
@@ -174,7 +189,7 @@ fn the_demo_overwrites_nothing_and_goes_on_when_it_was_stopped() {
         command.current_dir(folder.path());
         command
     };
-    let mut demo = in_folder(&["demo"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut demo = in_folder(&["demo"]).spawn().expect("it starts");
     let mut lines = BufReader::new(demo.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.contains("epoch 1/")), "no epoch is reported");
     // SAFETY: a plain system call on a process of ours that has not been waited for.
@@ -187,9 +202,9 @@ fn the_demo_overwrites_nothing_and_goes_on_when_it_was_stopped() {
     let arguments: Vec<&str> = go_on.split(' ').skip(1).collect();
     assert_eq!(arguments, ["train", "runs/demo-2/recipe.toml", "--out", "runs/demo-2", "--resume"]);
     // Few epochs, for the sake of time: the cascade has up to four stages.
-    let output = in_folder(&arguments).args(["--set", "training.max_epochs=2"]).output().expect("it starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("runs/demo-2/report.html"));
+    let ended = run_to_end(in_folder(&[&arguments[..], &["--set", "training.max_epochs=2"]].concat()));
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    assert!(ended.output.contains("runs/demo-2/report.html"));
     let run = folder.path().join("runs/demo-2");
     let result: Value = serde_json::from_slice(&read(&run.join("result.json"))).expect("one object");
     assert_eq!((&result["finished"], &result["strategy"]), (&Value::Bool(true), &Value::from("greedy")));
@@ -198,12 +213,12 @@ fn the_demo_overwrites_nothing_and_goes_on_when_it_was_stopped() {
         assert!(!read(&run.join(name)).is_empty(), "{name}");
     }
 
-    let scores = in_folder(&["evaluate", "runs/demo-2", "--json"]).output().expect("it starts");
-    let scores: Value = serde_json::from_slice(&scores.stdout).expect("one object");
+    let scores = run_to_end(in_folder(&["evaluate", "runs/demo-2", "--json"]));
+    let scores: Value = serde_json::from_str(&scores.output).expect("one object");
     let best = result["stages"].as_array().into_iter().flatten().find(|stage| stage["stage"] == result["best"]);
     assert_eq!(scores["cer"], best.expect("a best stage")["test"]["cer"]);
     let transcribe = ["transcribe", "runs/demo-2", "runs/demo-2/data/test/wav/spk010-0000.wav"];
-    assert!(in_folder(&transcribe).output().expect("it starts").status.success());
+    assert_eq!(run_to_end(in_folder(&transcribe)).code, Some(0));
 }
 
 fn read(path: &Path) -> Vec<u8> {

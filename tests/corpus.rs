@@ -1,23 +1,20 @@
-//! A tiny spoken corpus, and the program as a user starts it, for the tests that go through the binary.
+//! A small spoken corpus, with features and with recordings, and trainings of it.
 
+use crate::program::{headfirst, run_to_end};
 use headfirst::audio::synthesis::{self, CorpusOptions, write_wav};
 use headfirst::audio::{FeatureExtractor, FeatureOptions};
 use headfirst::data::ArkWriter;
-use serde_json::Value;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 pub const SAMPLE_RATE: u32 = 8000;
 
-/// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 const RECIPE: &str = r#"
-name = "tiny"
+name = "spoken"
 [data]
 kind = "speech"
 train = "train"
@@ -79,6 +76,32 @@ pub fn lines(name: &str) -> Vec<String> {
     fs::read_to_string(corpus().join(name)).unwrap().lines().map(String::from).collect()
 }
 
+/// The ids of a set, in their order.
+pub fn ids(set: &str) -> Vec<String> {
+    lines(&format!("{set}/text")).iter().map(|line| line.split(' ').next().unwrap().to_string()).collect()
+}
+
+/// A copy of a set, with features, to be spoilt.
+pub fn copy_of(set: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&corpus().join(set), folder.path());
+    folder
+}
+
+/// A copy of a set that has recordings and no features.
+pub fn recordings_of(set: &str) -> TempDir {
+    let folder = copy_of(set);
+    let index: String = ids(set).iter().map(|id| format!("{id} audio/{id}.wav\n")).collect();
+    fs::write(folder.path().join("wav.scp"), index).unwrap();
+    fs::remove_file(folder.path().join("feats.scp")).unwrap();
+    folder
+}
+
+/// The `KEY=VALUE` by which `folder` becomes the set `train`, `valid` or `test`.
+pub fn setting(set: &str, folder: &Path) -> String {
+    format!("data.{set}={:?}", folder.to_str().unwrap())
+}
+
 /// A joint training of two epochs, finished: for the tests that need a model, not what it has learned. Not to be changed.
 pub fn trained() -> &'static Path {
     static TRAINED: OnceLock<PathBuf> = OnceLock::new();
@@ -113,15 +136,6 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-pub fn headfirst<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_headfirst"));
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for name in ["NO_COLOR", "CLICOLOR_FORCE", "CLICOLOR"] {
-        command.env_remove(name);
-    }
-    command
-}
-
 /// A training of the corpus in the folder `run`; each setting is a `KEY=VALUE`.
 pub fn train(run: &Path, settings: &[&str]) -> Command {
     let mut command = headfirst(["train"]);
@@ -130,53 +144,4 @@ pub fn train(run: &Path, settings: &[&str]) -> Command {
         command.args(["--set", setting]);
     });
     command
-}
-
-pub struct Ended {
-    /// None: killed by a signal.
-    pub code: Option<i32>,
-    pub output: String,
-    pub errors: String,
-}
-
-pub fn run_to_end(mut command: Command) -> Ended {
-    end(command.spawn().expect("the program starts"))
-}
-
-/// Waits for a process, and checks what holds for all of them: it does not panic.
-pub fn end(child: Child) -> Ended {
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    let ended = Ended { code: output.status.code(), output: text(output.stdout), errors: text(output.stderr) };
-    assert!(!ended.errors.contains("panicked"), "{}", ended.errors);
-    ended
-}
-
-/// Waits until `condition` holds or the process has ended; true if it has not.
-pub fn wait_until(child: &mut Child, condition: impl Fn() -> bool) -> bool {
-    let begin = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if condition() {
-            return true;
-        }
-        assert!(begin.elapsed() < PATIENCE, "nothing happened in {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    false
-}
-
-/// The records of `log.jsonl` without what the clock says; none before the first epoch has ended. A torn last line is left out.
-pub fn log(run: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("log.jsonl")).unwrap_or_default();
-    let records = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| {
-        let mut record: Value = serde_json::from_str(line).unwrap();
-        let fields = record.as_object_mut().unwrap();
-        assert!(fields.remove("train_seconds").is_some() && fields.remove("valid_seconds").is_some());
-        record
-    });
-    records.collect()
-}
-
-pub fn result(run: &Path) -> Value {
-    serde_json::from_slice(&fs::read(run.join("result.json")).unwrap()).unwrap()
 }

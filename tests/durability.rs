@@ -1,9 +1,8 @@
 //! What a run promises whatever happens to its process: nothing is lost but the time since the last state, a resumed run ends with the
 //! bits of one that never stopped, and no run is overwritten.
 
-use crate::corpus::{
-    copy_folder, corpus, end, fresh_folder, headfirst, lines, log, result, run_to_end, train, trained, wait_until,
-};
+use crate::corpus::{copy_folder, corpus, fresh_folder, lines, train, trained};
+use crate::program::{end, headfirst, limit_file_size, log, result, run_to_end, wait_until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -177,7 +176,7 @@ fn a_full_disk_costs_nothing_but_the_time_since_the_last_state() {
     let weights = fs::metadata(uninterrupted_adam().join("joint/best.safetensors")).unwrap().len();
     let mut limited = train(&run, ADAM);
     // Stands for a disk that is full: no file can grow to the size of the weights.
-    crate::bad_input::limit_file_size(&mut limited, weights - 1);
+    limit_file_size(&mut limited, weights - 1);
     let ended = run_to_end(limited);
     assert_eq!(ended.code, Some(1), "{}", ended.errors);
     assert!(ended.errors.contains("cannot be written") && ended.errors.contains("ulimit -f"), "{}", ended.errors);

@@ -1,6 +1,6 @@
 //! The whole of it, small: a corpus is learned by heart, and every strategy and option trains what it promises. All through the binary.
 
-use crate::tiny::{Run, Tiny, text, write_folder};
+use crate::tiny::{Run, Tiny, write_folder};
 use headfirst::train::record::EpochRecord;
 use headfirst::train::weights::load_weights;
 use serde_json::Value;
@@ -140,10 +140,9 @@ fn a_classifier_comes_from_another_run_and_must_fit() {
     assert_ne!(softmax(&tiny, "second/1-2/best.safetensors"), softmax(&tiny, "first/joint/epoch-3.safetensors"));
 
     let fails = |run: &str, changes: &[&str], parts: &[&str]| {
-        let output = tiny.try_train(run, changes);
-        assert_eq!(output.status.code(), Some(1));
-        let error = text(&output.stderr);
-        assert!(parts.iter().all(|part| error.contains(part)), "{parts:?} in {error}");
+        let ended = tiny.try_train(run, changes);
+        assert_eq!(ended.code, Some(1));
+        assert!(parts.iter().all(|part| ended.errors.contains(part)), "{parts:?} in {}", ended.errors);
     };
     fails("shape", &[&from("first"), "model.projection=10"], &["ctc.weight", "12", "10"]);
     fs::write(tiny.path("tokens.txt"), "<blank>\na\nb\nx\nd\n").unwrap();
@@ -164,6 +163,17 @@ fn several_seeds_are_several_cascades() {
     assert_eq!(run.stages(), stages);
     assert_eq!(run.result.stages.iter().map(|stage| stage.seed).collect::<Vec<_>>(), [1, 1, 2, 2]);
     assert_ne!(run.epochs[0].train_loss, run.epochs[4].train_loss);
+    // What is said at the end: a mean over both seeds of each stage, and of the best of each.
+    let ended = tiny.headfirst(&["train", "run/recipe.toml", "--out", "run", "--resume"]);
+    let losses: Vec<f64> = run.result.stages.iter().step_by(2).map(|stage| stage.valid.loss).collect();
+    let (mean, half) = ((losses[0] + losses[1]) / 2.0, (losses[0] - losses[1]).abs() / 2.0);
+    // The standard deviation of two numbers is their distance divided by the root of 2.
+    let joint = format!("{mean:.3} ± {:.3}", half * 2f64.sqrt());
+    let line = |name: &str| ended.output.lines().rfind(|line| line.starts_with(name)).unwrap_or_default().to_string();
+    assert!(line("joint ").contains(&joint), "{joint} is not in\n{}", ended.output);
+    assert!(line("freeze-bottom ").contains('±') && line("best of each seed").contains('±'), "{}", ended.output);
+    assert_eq!(run.result.bests.len(), 2);
+    assert!(run.result.bests.contains(run.result.best.as_ref().unwrap()));
     // The first seed alone gives the same numbers.
     let alone = tiny.train("alone", &["seeds=[1, 3]", "cascade.strategy=none"]);
     assert_eq!(alone.epochs[0].valid_loss, run.epochs[0].valid_loss);
@@ -172,8 +182,8 @@ fn several_seeds_are_several_cascades() {
 /// The weights that were kept of an epoch have the scores that the log says.
 fn assert_kept(tiny: &Tiny, run: &str, epoch: &EpochRecord) {
     let weights = format!("{run}/{}@{}", epoch.stage, epoch.epoch);
-    let output = tiny.headfirst(&["evaluate", &weights, "--data", "valid", "--json"]);
-    let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ended = tiny.headfirst(&["evaluate", &weights, "--data", "valid", "--json"]);
+    let scores: Value = serde_json::from_str(&ended.output).unwrap();
     assert_eq!(scores["loss"].as_f64(), Some(epoch.valid_loss), "{weights}");
     assert_eq!((scores["cer"].as_f64(), scores["wer"].as_f64()), (epoch.valid_cer, epoch.valid_wer), "{weights}");
     assert_eq!(scores["utterances"], 5);
@@ -184,9 +194,9 @@ fn every_kept_epoch_can_be_evaluated_and_has_the_loss_of_the_log() {
     let tiny = Tiny::new();
     let run = tiny.train("run", &["training.max_epochs=3", "training.keep=all", "model.dropout=0.2"]);
     run.epochs.iter().for_each(|epoch| assert_kept(&tiny, "run", epoch));
-    let output = tiny.headfirst(&["evaluate", "run/joint@4"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("1, 2, 3"), "{}", text(&output.stderr));
+    let ended = tiny.headfirst(&["evaluate", "run/joint@4"]);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.errors.contains("1, 2, 3"), "{}", ended.errors);
 }
 
 /// A learning rate at which losses rise and fall.

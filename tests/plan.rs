@@ -1,18 +1,19 @@
 //! `headfirst plan` against what training then takes.
 
-use crate::tiny::{Tiny, text, write_folder};
+use crate::tiny::{Tiny, write_folder};
 use headfirst::device::Device;
 use headfirst::recipe::Recipe;
 use headfirst::train::plan::forecast;
+use headfirst::train::progress::Mode;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
 fn plan(tiny: &Tiny, changes: &[&str]) -> Value {
     let mut arguments = vec!["plan", "recipe.toml", "--json"];
     changes.iter().for_each(|change| arguments.extend(["--set", change]));
-    let output = tiny.headfirst(&arguments);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    let ended = tiny.headfirst(&arguments);
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    serde_json::from_str(&ended.output).unwrap()
 }
 
 #[test]
@@ -77,8 +78,7 @@ fn the_planned_operations_are_those_of_all_batches() {
 #[test]
 fn a_plan_for_people_names_every_stage_and_its_largest_batch() {
     let tiny = Tiny::new();
-    let output = tiny.headfirst(&["plan", "recipe.toml", "--set", "cascade.strategy=greedy"]);
-    let table = text(&output.stdout);
+    let table = tiny.headfirst(&["plan", "recipe.toml", "--set", "cascade.strategy=greedy"]).output;
     for part in ["joint", "M(1,2)", "M(1,1,1)", "MiB", "GFLOP", "Largest batch: 4 utterances", "At most 3 stages"] {
         assert!(table.contains(part), "{part:?} is missing in\n{table}");
     }
@@ -93,7 +93,7 @@ fn a_model_that_no_machine_holds_is_planned_at_once() {
     changes.push("cascade.strategy=exhaustive".into());
     let recipe = Recipe::load(tiny.path("recipe.toml"), &changes).unwrap();
     let begin = Instant::now();
-    let planned = forecast(&recipe, &Device::cpu()).unwrap();
+    let planned = forecast(&recipe, &Device::cpu(), Mode::Quiet).unwrap();
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     // Nine groups: every subset of the eight places to cut between them.
     assert_eq!(planned.most_stages, 256);
@@ -113,8 +113,8 @@ fn what_makes_a_training_impossible_is_the_same_error_in_its_plan() {
     ] {
         let planned = tiny.headfirst(&["plan", "recipe.toml", "--set", change]);
         let trained = tiny.try_train(run, &[change]);
-        assert_eq!(planned.status.code(), Some(1), "{change}");
-        assert_eq!(text(&planned.stderr), text(&trained.stderr), "{change}");
-        assert!(text(&planned.stderr).starts_with("error: ") && planned.stdout.is_empty(), "{change}");
+        assert_eq!(planned.code, Some(1), "{change}");
+        assert_eq!(planned.errors, trained.errors, "{change}");
+        assert!(planned.errors.starts_with("error: ") && planned.output.is_empty(), "{change}");
     }
 }

@@ -4,7 +4,7 @@
 mod bad_input;
 /// The command line: help, exit codes, JSON, and what is never overwritten.
 mod cli;
-/// The tiny spoken corpus and the program as a user starts it, for the tests that need them.
+/// A small spoken corpus, for the tests that need features and recordings.
 mod corpus;
 /// Kernels are compiled when they changed and only then; without nvcc the build says so.
 mod cuda_build;
@@ -18,9 +18,11 @@ mod learning;
 mod ops;
 /// A plan's bytes are those that training then allocates; its operations are counted, not estimated.
 mod plan;
+/// The program as a user starts it, how it ends, and what a run leaves behind.
+mod program;
 /// The operations written down naively, in f64, for the tests to compare with.
 mod reference;
-/// A corpus small enough to be learned by heart in seconds.
+/// A corpus of features small enough to be learned by heart in seconds, for the tests of what is learned.
 mod tiny;
 /// The model against PyTorch: outputs, gradients, and ten steps of every optimiser, joint and with frozen groups.
 mod torch;

@@ -1,13 +1,13 @@
-//! A corpus small enough to be learned by heart in seconds, and the binary that trains on it.
+//! A corpus without recordings, small enough to be learned by heart in seconds, and trainings of it.
 //!
 //! A word is a few letters; a letter is some frames around a vector of its own, so features say what is spoken, with a little noise.
 
+use crate::program::{self, Ended, run_to_end};
 use headfirst::data::ArkWriter;
 use headfirst::random::Philox;
 use headfirst::train::record::{EpochRecord, RunResult};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 /// Features a frame.
 const DIMENSION: usize = 8;
@@ -80,21 +80,21 @@ impl Tiny {
         self.folder.path().join(name)
     }
 
-    /// Runs the binary in the folder, on one thread: nothing here is large enough for more.
-    pub fn headfirst(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_headfirst"));
-        command.current_dir(self.folder.path()).args(["--threads", "1"]).args(arguments);
-        command.output().unwrap()
+    /// Runs the program in the folder, on one thread: nothing here is large enough for more.
+    pub fn headfirst(&self, arguments: &[&str]) -> Ended {
+        let mut command = program::headfirst(["--threads", "1"]);
+        command.args(arguments).current_dir(self.folder.path());
+        run_to_end(command)
     }
 
     /// Trains `recipe.toml` with these changes into the folder `run`.
     pub fn train(&self, run: &str, changes: &[&str]) -> Run {
-        let output = self.try_train(run, changes);
-        assert!(output.status.success(), "{}", text(&output.stderr));
+        let ended = self.try_train(run, changes);
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
         self.run(run)
     }
 
-    pub fn try_train(&self, run: &str, changes: &[&str]) -> Output {
+    pub fn try_train(&self, run: &str, changes: &[&str]) -> Ended {
         let mut arguments = vec!["train", "recipe.toml", "--out", run, "--quiet"];
         changes.iter().for_each(|change| arguments.extend(["--set", change]));
         self.headfirst(&arguments)
@@ -119,8 +119,4 @@ impl Run {
     pub fn stages(&self) -> Vec<&str> {
         self.result.stages.iter().map(|stage| stage.stage.as_str()).collect()
     }
-}
-
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

@@ -14,9 +14,9 @@ use clap::Args;
 use headfirst::audio::FeatureOptions;
 use headfirst::error::{Error, Result};
 use headfirst::files::read_text;
+use headfirst::train::progress::{Counted, Mode};
 
 use crate::folder::{self, Recording};
-use crate::progress::Progress;
 
 /// Utterances of the sorted training set that become the development set.
 const DEVELOPMENT: usize = 100;
@@ -164,7 +164,7 @@ pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
         let extractor = folder::extractor(&recordings, &arguments.features, None)?;
         headfirst::files::create_folder(&folder)?;
         write_tables(&folder, utterances)?;
-        let progress = Progress::new(name, recordings.len(), quiet);
+        let progress = Counted::new(Mode::choose(quiet), name, recordings.len());
         folder::write_features(&folder, &recordings, &extractor, None, progress)?;
     }
     Ok(())

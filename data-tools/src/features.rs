@@ -9,9 +9,9 @@ use headfirst::audio::FeatureOptions;
 use headfirst::data::table::{read_index, read_table};
 use headfirst::error::{Error, Result};
 use headfirst::files::{read_text, write_bytes};
+use headfirst::train::progress::{Counted, Mode};
 
 use crate::folder::{self, Recording};
-use crate::progress::Progress;
 
 /// Compute features for your own audio: wav.scp -> feats.scp and feats.ark
 ///
@@ -90,7 +90,7 @@ pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
             write_bytes(out.join(table), read_text(&source.join(table))?.as_bytes())?;
         }
     }
-    let progress = Progress::new(&out.display().to_string(), recordings.len(), quiet);
+    let progress = Counted::new(Mode::choose(quiet), &out.display().to_string(), recordings.len());
     folder::write_features(out, &recordings, &extractor, arguments.channel, progress)
 }
 

@@ -3,13 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use headfirst::audio::{FeatureExtractor, FeatureOptions, Features, read_audio};
+use headfirst::audio::{FeatureExtractor, FeatureOptions, Features};
 use headfirst::data::ark::ArkWriter;
 use headfirst::error::{Error, Result};
 use headfirst::files::write_bytes;
+use headfirst::train::progress::Counted;
 use rayon::prelude::*;
-
-use crate::progress::Progress;
 
 /// Utterances that are computed side by side before they are written: enough for many cores, little to hold in memory.
 const AT_ONCE: usize = 256;
@@ -38,21 +37,17 @@ pub fn write_table<'a>(path: &Path, rows: impl Iterator<Item = (&'a str, &'a str
     write_bytes(path, text.as_bytes())
 }
 
-/// The extractor for `recordings`: for the wanted sample rate, or else for that of the first recording.
+/// The extractor for `recordings`, as [`FeatureExtractor::for_recordings`] makes it.
 ///
 /// # Errors
-/// Impossible options; a first recording that cannot be read.
+/// Its errors, and no recordings.
 pub fn extractor(
     recordings: &[Recording],
     options: &FeatureOptions,
     channel: Option<usize>,
 ) -> Result<FeatureExtractor> {
-    let rate = match (options.wanted_rate()?, recordings.first()) {
-        (Some(rate), _) => rate,
-        (None, Some(first)) => read_audio(&first.audio, channel)?.sample_rate,
-        (None, None) => return Err(Error::program("there are no recordings")),
-    };
-    FeatureExtractor::new(options, rate)
+    let first = recordings.first().ok_or_else(|| Error::program("there are no recordings"))?;
+    FeatureExtractor::for_recordings(options, &first.audio, channel)
 }
 
 /// Computes the features of `recordings` and writes them to `folder`: `feats.ark`, `feats.scp` and `features.toml`. The order of the
@@ -65,7 +60,7 @@ pub fn write_features(
     recordings: &[Recording],
     extractor: &FeatureExtractor,
     channel: Option<usize>,
-    mut progress: Progress,
+    progress: Counted,
 ) -> Result<()> {
     let mut writer = ArkWriter::create(folder.join("feats.ark"), folder.join("feats.scp"))?;
     let mut frames = 0;
@@ -89,6 +84,7 @@ pub fn write_features(
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use headfirst::train::progress::Mode;
     use std::fs;
 
     /// A WAV file of noise-like 16-bit samples.
@@ -121,7 +117,7 @@ pub mod tests {
         let archives = [1, 4].map(|threads| {
             let extractor = extractor(&recordings, &options, None).unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let progress = Progress::new("test", 9, true);
+            let progress = Counted::new(Mode::Quiet, "test", 9);
             pool.install(|| write_features(folder.path(), &recordings, &extractor, None, progress)).unwrap();
             fs::read(folder.path().join("feats.ark")).unwrap()
         });
@@ -137,7 +133,8 @@ pub mod tests {
         fs::write(folder.path().join("feats.ark"), "old").unwrap();
         let recordings = [Recording { id: "a".into(), audio }];
         let extractor = FeatureExtractor::new(&FeatureOptions::default(), 16000).unwrap();
-        let written = write_features(folder.path(), &recordings, &extractor, None, Progress::new("test", 1, true));
+        let written =
+            write_features(folder.path(), &recordings, &extractor, None, Counted::new(Mode::Quiet, "test", 1));
         assert!(written.unwrap_err().to_string().contains("short.wav"));
         assert_eq!(fs::read(folder.path().join("feats.ark")).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);

@@ -5,12 +5,10 @@
 //! | `an4` | CMU's AN4 |
 //! | `features` | any Kaldi data folder with a `wav.scp` |
 //! | `folder` | writing a data folder: its tables and its features |
-//! | `progress` | what the user sees meanwhile |
 
 mod an4;
 mod features;
 mod folder;
-mod progress;
 
 use std::io::Write;
 use std::process::ExitCode;

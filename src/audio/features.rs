@@ -49,6 +49,19 @@ impl FeatureExtractor {
         })
     }
 
+    /// For recordings of which `first` is one: at the sample rate that the options name, or else at that of `first`. In the second
+    /// case a recording of another rate will be an error.
+    ///
+    /// # Errors
+    /// Impossible options; a first recording that cannot be read.
+    pub fn for_recordings(options: &FeatureOptions, first: &Path, channel: Option<usize>) -> Result<Self> {
+        let rate = match options.wanted_rate()? {
+            Some(rate) => rate,
+            None => read_audio(first, channel)?.sample_rate,
+        };
+        Self::new(options, rate)
+    }
+
     /// The options, with the sample rate filled in: what `features.toml` says of these features.
     pub fn options(&self) -> FeatureOptions {
         FeatureOptions { sample_frequency: Some(f64::from(self.sample_rate)), ..self.options.clone() }
@@ -84,8 +97,10 @@ impl FeatureExtractor {
             if self.options.sample_frequency.is_none() {
                 let problem =
                     format!("it has {} samples a second where {} are expected", audio.sample_rate, self.sample_rate);
-                return Err(Error::file(path, problem)
-                    .remedy(format!("Give --sample-frequency {} to have it resampled", self.sample_rate)));
+                let rate = self.sample_rate;
+                return Err(Error::file(path, problem).remedy(format!(
+                    "Give --sample-frequency {rate}, or in a recipe features.sample_frequency = {rate}.0, to have it resampled"
+                )));
             }
             audio = resample(&audio, self.sample_rate)
                 .map_err(|error| Error { subject: crate::error::Subject::File(path.into()), ..error })?;

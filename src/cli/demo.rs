@@ -8,6 +8,7 @@ use crate::train::progress::{Mode, Progress};
 use crate::train::run;
 use crate::train::run_folder::RunFolder;
 use crate::train::signals::{StopRequest, command_line};
+use crate::train::summary::stage_table;
 use clap::Args;
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -44,7 +45,7 @@ impl Demo {
         let run = folder.path().display().to_string();
         let (wav, said) = &prepared.example;
         let best = result.stages.iter().find(|stage| result.best.as_ref() == Some(&stage.stage));
-        let mut text = format!("\n{}\n", run::stage_table(&result));
+        let mut text = format!("\n{}\n", stage_table(&result));
         if let Some(best) = best {
             let percent = |cer: Option<f64>| cer.map_or("none".into(), |cer| format!("{cer:.2} %"));
             text += &format!(

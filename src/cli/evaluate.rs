@@ -7,6 +7,7 @@ use crate::score::rate::ErrorCounts;
 use crate::table::columns;
 use crate::train::evaluate::{Decoder, Evaluated};
 use crate::train::loaded::LoadedModel;
+use crate::train::progress::Mode;
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -39,9 +40,12 @@ pub struct Evaluate {
 
 #[derive(Serialize)]
 struct Output {
+    #[serde(with = "crate::train::number::float")]
     loss: f64,
     utterances: usize,
+    #[serde(with = "crate::train::number::float")]
     cer: f64,
+    #[serde(with = "crate::train::number::float")]
     wer: f64,
     characters: ErrorCounts,
     words: ErrorCounts,
@@ -60,10 +64,10 @@ pub fn decoder(beam: Option<usize>) -> Result<Decoder> {
 impl Evaluate {
     pub fn run(self, common: &Common) -> Result<()> {
         let decoder = decoder(self.beam)?;
-        let device = common.open_device()?;
+        let (device, mode) = (common.open_device()?, Mode::choose(common.quiet));
         let model = match (&self.run, &self.recipe, &self.weights) {
             (Some(run), ..) => LoadedModel::of_run(&device, run)?,
-            (None, Some(recipe), Some(weights)) => LoadedModel::of_files(&device, recipe, weights)?,
+            (None, Some(recipe), Some(weights)) => LoadedModel::of_files(&device, recipe, weights, mode)?,
             _ => return Err(Error::key("RUN", "is missing").remedy("Name a run, or --recipe and --weights")),
         };
         let data = match self.data.or_else(|| model.sets().pop().map(|(_, path)| path)) {
@@ -71,7 +75,7 @@ impl Evaluate {
             None => return Err(Error::key("--data", "is missing, and the recipe names neither test nor valid")),
         };
         let Evaluated { scores, characters, words, transcripts, infeasible, .. } =
-            model.evaluate(&data, decoder, |_| ())?;
+            model.evaluate(&data, decoder, mode)?;
         let output = Output {
             loss: scores.loss,
             utterances: transcripts.len(),

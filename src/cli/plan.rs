@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::recipe::Recipe;
 use crate::table::columns;
 use crate::train::plan::{RunForecast, StageForecast, forecast};
+use crate::train::progress::Mode;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -29,7 +30,7 @@ pub struct Plan {
 impl Plan {
     pub fn run(self, common: &Common) -> Result<()> {
         let recipe = Recipe::load(&self.recipe, &self.set)?;
-        let forecast = forecast(&recipe, &common.open_device()?)?;
+        let forecast = forecast(&recipe, &common.open_device()?, Mode::choose(common.quiet))?;
         if self.json { print_json(&forecast) } else { print(&describe(&forecast)) }
     }
 }

@@ -8,6 +8,7 @@ use crate::train::progress::{Mode, Progress};
 use crate::train::run;
 use crate::train::run_folder::RunFolder;
 use crate::train::signals::StopRequest;
+use crate::train::summary::stage_table;
 use clap::Args;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,6 @@ impl Train {
         if common.quiet {
             return Ok(());
         }
-        print(&format!("\n{}\nReport: {}\n", run::stage_table(&result), folder.report().display()))
+        print(&format!("\n{}\nReport: {}\n", stage_table(&result), folder.report().display()))
     }
 }

@@ -66,6 +66,11 @@ impl BlstmCtc {
         &self.sizes
     }
 
+    /// Frames that the softmax sees of an utterance of so many.
+    pub fn frames_after_subsampling(&self, frames: usize) -> usize {
+        self.sizes.subsample.iter().fold(frames, |frames, &factor| frames.div_ceil(factor))
+    }
+
     /// `features: [R, C]` packed as `sequences`; gives logits `[R', V]` and how they are packed. With `masks` it is training and drops out.
     ///
     /// # Errors

@@ -321,14 +321,14 @@ fn a_recipe_that_cannot_be_read_names_its_file() {
 
 #[test]
 fn feature_options_name_the_key_that_they_refuse() {
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, PartialEq, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Options {
         num_mel_bins: usize,
-        #[allow(dead_code)]
         pitch: Option<bool>,
     }
-    assert_eq!(small(&["features.num_mel_bins=40"]).features_as::<Options>().expect("valid").num_mel_bins, 40);
+    let options = small(&["features.num_mel_bins=40"]).features_as::<Options>().expect("valid");
+    assert_eq!(options, Options { num_mel_bins: 40, pitch: None });
     let error = small(&["features.num_mel_bin=40"]).features_as::<Options>().expect_err("misspelt").to_string();
     assert!(error.starts_with("features.num_mel_bin: unknown field"), "{error}");
     assert!(error.contains("The nearest known key is features.num_mel_bins."), "{error}");

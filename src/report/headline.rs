@@ -1,5 +1,7 @@
 //! The head of a run: the best stage against joint training, and what kind of run it was.
 
+use std::collections::BTreeSet;
+
 use crate::train::record::StageResult;
 
 use super::html::{count, decimal, escape, score, seconds, whole};
@@ -18,8 +20,8 @@ pub fn header(run: &RunView, among_others: bool) -> String {
     };
     let parameters = run.groups().iter().fold(0u64, |sum, group| sum.saturating_add(group.parameters));
     let time: f64 = result.stages.iter().map(|stage| stage.seconds).filter(|seconds| seconds.is_finite()).sum();
-    let mut seeds: Vec<String> = result.stages.iter().map(|stage| stage.seed.to_string()).collect();
-    seeds.dedup();
+    let seeds: BTreeSet<u64> = result.stages.iter().map(|stage| stage.seed).collect();
+    let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
     let mut facts = vec![
         ("model", escape(&result.model)),
         ("strategy", escape(&result.strategy)),

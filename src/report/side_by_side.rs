@@ -1,15 +1,20 @@
 //! Several runs side by side: a column per run, a row per stage.
 
+use crate::train::record::StageResult;
+use crate::train::seeds::{self, Group};
+
 use super::headline::{gain, relative};
-use super::html::{escape, score};
+use super::html::escape;
+use super::seeds::{Values, shown};
 use super::view::RunView;
 
-/// The head of a report of several runs: a column per run, a row per stage.
+/// The head of a report of several runs: a column per run, a row per stage; stages that differ by seeds alone are one.
 pub fn section(runs: &[RunView]) -> String {
+    let groups: Vec<Vec<Group>> = runs.iter().map(|run| seeds::by_kind(&run.data.result)).collect();
     let mut titles: Vec<&str> = Vec::new();
-    for (stage, _) in runs.iter().flat_map(RunView::finished_stages) {
-        if !titles.contains(&stage.title.as_str()) {
-            titles.push(&stage.title);
+    for group in groups.iter().flatten() {
+        if !titles.contains(&group.title.as_str()) {
+            titles.push(&group.title);
         }
     }
     let column = |content: &dyn Fn(&RunView) -> String| runs.iter().map(content).collect::<String>();
@@ -29,24 +34,14 @@ pub fn section(runs: &[RunView]) -> String {
     rows.push_str(&fact("device", &|run| escape(&run.data.result.device)));
     rows.push_str(&fact("judged by", &|run| run.criterion.name.clone()));
     for title in titles {
-        rows.push_str(&format!("<tr><th scope=\"row\">{title}</th>{}</tr>", column(&|run| stage_cell(run, title))));
+        let cells = runs.iter().zip(&groups).map(|(run, groups)| {
+            stage_cell(run, groups.iter().find(|group| group.title == title).map_or(&[], |group| &group.stages))
+        });
+        rows.push_str(&format!("<tr><th scope=\"row\">{}</th>{}</tr>", escape(title), cells.collect::<String>()));
     }
     rows.push_str(&format!(
         "<tr class=\"best\"><th scope=\"row\">best against joint</th>{}</tr>",
-        column(&|run| {
-            let change = run
-                .baseline()
-                .zip(run.best())
-                .and_then(|((_, joint), (_, best))| gain(joint.criterion_value, best.criterion_value));
-            let shown = match (run.best(), change) {
-                (None, _) => "–".to_string(),
-                (Some((best, _)), Some(change)) if change != 0.0 => {
-                    format!("<b>{}</b> <small>{}</small>", relative(change), best.title)
-                }
-                (Some((best, _)), _) => best.title.clone(),
-            };
-            format!("<td>{shown}</td>")
-        })
+        column(&|run| format!("<td>{}</td>", best_against_joint(run)))
     ));
     format!(
         "<header class=\"run\"><h1>{} runs side by side</h1>\n<div class=\"scroll\"><table class=\"runs\"><thead><tr><th></th>{heads}</tr></thead>\
@@ -55,12 +50,36 @@ pub fn section(runs: &[RunView]) -> String {
     )
 }
 
-fn stage_cell(run: &RunView, title: &str) -> String {
-    let Some((stage, result)) = run.finished_stages().find(|(stage, _)| stage.title == title) else {
-        return "<td class=\"dim\">–</td>".to_string();
+/// Of the run's best stage against joint training of the same seed; of several seeds, of their means.
+fn best_against_joint(run: &RunView) -> String {
+    let Some((best, best_result)) = run.best() else { return "–".to_string() };
+    let joint: Vec<&StageResult> =
+        run.seeds().into_iter().filter_map(|seed| run.baseline_of(seed)).map(|(_, joint)| joint).collect();
+    let bests = seeds::bests(&run.data.result);
+    let mean = |stages: &[&StageResult]| Values::of(run, stages).valid.map(|valid| valid.mean);
+    let (joint, after, title) = match bests.stages.len() {
+        0 | 1 => (
+            run.baseline().map(|(_, joint)| joint.criterion_value),
+            Some(best_result.criterion_value),
+            best.title.clone(),
+        ),
+        _ => (mean(&joint), mean(&bests.stages), escape(&bests.title)),
     };
-    let test = result.test.as_ref().and_then(|test| run.criterion.of(test));
-    let test = test.map_or(String::new(), |value| format!(" <small>test {}</small>", score(value)));
-    let star = if stage.is_best { " ★" } else { "" };
-    format!("<td><b>{}</b>{}{star}{test}</td>", score(result.criterion_value), run.criterion.unit)
+    match joint.zip(after).and_then(|(joint, after)| gain(joint, after)) {
+        Some(change) if change != 0.0 => format!("<b>{}</b> <small>{title}</small>", relative(change)),
+        _ => title,
+    }
+}
+
+fn stage_cell(run: &RunView, stages: &[&StageResult]) -> String {
+    if stages.is_empty() {
+        return "<td class=\"dim\">–</td>".to_string();
+    }
+    let Values { valid, test } = Values::of(run, stages);
+    let valid =
+        valid.map_or("not finite".to_string(), |valid| format!("<b>{}</b>{}", shown(Some(valid)), run.criterion.unit));
+    let test = test.map_or(String::new(), |test| format!(" <small>test {}</small>", shown(Some(test))));
+    let is_best = stages.iter().any(|stage| run.best().is_some_and(|(best, _)| best.id == stage.stage));
+    let star = if is_best { " ★" } else { "" };
+    format!("<td>{valid}{star}{test}</td>")
 }

@@ -105,6 +105,7 @@ fn run(name: &str, strategy: &str, stages: Vec<StageResult>, best: Option<&str>,
             groups: groups.collect(),
             stages,
             best: best.map(str::to_string),
+            bests: best.map(str::to_string).into_iter().collect(),
             finished,
         },
         epochs,
@@ -161,7 +162,9 @@ fn seeds_run() -> RunData {
             true,
         ));
     }
-    run("an4-three-seeds", "greedy", stages, Some("1-1-3.seed3"), true)
+    let mut data = run("an4-three-seeds", "greedy", stages, Some("1-1-3.seed3"), true);
+    data.result.bests = (1..=3).map(|seed| format!("1-1-3.seed{seed}")).collect();
+    data
 }
 
 /// Every opened tag of these kinds is closed: a page that a browser does not have to guess at.
@@ -387,10 +390,31 @@ fn seeds_are_told_as_mean_and_spread() {
     assert_whole(&page);
     // Joint: 17.2, 17.9, 16.8; mean 17.3, standard deviation 0.557.
     assert!(page.contains("17.30 <small>± 0.56</small>"));
-    assert!(page.contains("15.80 <small>± 0.56</small>"), "the best of each seed");
+    assert!(page.contains("15.80 <small>± 0.56</small>"), "M(1,1,3), and the best of each seed");
+    assert!(page.contains("<tr class=\"best\"><th scope=\"row\">best of each seed</th><td class=\"n\">3</td>"));
     assert!(page.contains("<b>8.7 % lower</b>"), "100 (17.3 - 15.8) / 17.3");
     assert_eq!(page.matches("<svg class=\"picture\"").count(), 3, "a picture for each seed");
     assert!(!render(&[greedy_run()]).contains("± standard deviation"));
+}
+
+#[test]
+fn a_seed_that_diverged_is_said_and_not_averaged() {
+    let mut data = seeds_run();
+    data.result.stages[4].criterion_value = f64::NAN;
+    let page = render(&[data]);
+    assert_whole(&page);
+    // M(1,4) of the seeds 1 and 3: 16.8 and 16.4.
+    assert!(page.contains("16.60 <small>± 0.28</small> <small>1 not finite</small>"));
+}
+
+#[test]
+fn of_several_runs_those_with_seeds_show_means() {
+    let page = render(&[greedy_run(), seeds_run()]);
+    assert_whole(&page);
+    let table =
+        page.split("<table class=\"runs\">").nth(1).and_then(|rest| rest.split("</table>").next()).expect("the table");
+    assert!(table.contains("<b>17.30 <small>± 0.56</small></b> %") && !table.contains("seed 1"));
+    assert!(table.contains("8.7 % lower</b> <small>best of each seed"));
 }
 
 #[test]
@@ -435,11 +459,9 @@ fn the_same_records_make_the_same_bytes() {
     assert_eq!(render(&[greedy_run(), seeds_run()]), render(&[greedy_run(), seeds_run()]));
 }
 
-/// Writes pages to look at in a browser: `REPORT_PAGES=DIR cargo test pages_to_look_at -- --ignored`.
+/// With `REPORT_PAGES=FOLDER` the pages are left there, to be looked at in a browser.
 #[test]
-#[ignore = "writes files for people to look at"]
-fn pages_to_look_at() {
-    let folder = std::path::PathBuf::from(std::env::var_os("REPORT_PAGES").expect("REPORT_PAGES names a folder"));
+fn a_run_of_every_kind_makes_a_whole_page() {
     let mut unfinished =
         run("an4-unfinished", "greedy", vec![stage("joint", "joint", &[], None, 17.23, true)], Some("joint"), false);
     unfinished.epochs.extend(epochs("1-4", 4, 30.0));
@@ -448,10 +470,15 @@ fn pages_to_look_at() {
         ("cut-search", vec![cut_search_run()]),
         ("seeds", vec![seeds_run()]),
         ("unfinished", vec![unfinished]),
-        ("several", vec![greedy_run(), cut_search_run()]),
+        ("several", vec![greedy_run(), cut_search_run(), seeds_run()]),
         ("exhaustive", vec![exhaustive_run()]),
     ];
+    let folder = std::env::var_os("REPORT_PAGES").map(std::path::PathBuf::from);
     for (name, runs) in pages {
-        std::fs::write(folder.join(format!("{name}.html")), render(&runs)).expect("the folder can be written");
+        let page = render(&runs);
+        assert_whole(&page);
+        if let Some(folder) = &folder {
+            std::fs::write(folder.join(format!("{name}.html")), page).expect("the folder can be written");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What a run has to show: its stages in order, how each is called and drawn, which one is the baseline and which the best.
 
-use crate::cascade::{StageId, StageKind, better};
+use crate::cascade::{self, StageId, StageKind};
 use crate::train::record::{EpochRecord, GroupRecord, Scores, StageResult};
 
 use super::RunData;
@@ -204,10 +204,7 @@ fn stage_view<'a>(id: &'a str, result: Option<&'a StageResult>, epochs: &'a [Epo
 fn best_index(data: &RunData) -> Option<usize> {
     let stages = &data.result.stages;
     let named = data.result.best.as_ref().and_then(|best| stages.iter().position(|stage| stage.stage == *best));
-    named.or_else(|| {
-        let finite = stages.iter().enumerate().filter(|(_, stage)| stage.criterion_value.is_finite());
-        finite.min_by(|one, other| better(one.1.criterion_value, other.1.criterion_value)).map(|(index, _)| index)
-    })
+    named.or_else(|| cascade::best(stages.iter().enumerate().map(|(index, stage)| (index, stage.criterion_value))))
 }
 
 /// One colour for what is frozen, one line pattern for each seed.

@@ -1,6 +1,6 @@
 //! The data of a run, as its recipe names it: training, validation and test sets, tokens, normalisation, feature options.
 
-use crate::audio::{FeatureExtractor, FeatureOptions};
+use crate::audio::{FeatureExtractor, FeatureOptions, Features};
 use crate::data::batch::BatchLimits;
 use crate::data::cmvn::{Cmvn, Normalization};
 use crate::data::kaldi::{DataFolder, Source};
@@ -9,6 +9,7 @@ use crate::data::subset::Subset;
 use crate::data::tokens::{TokenList, Unit};
 use crate::error::{Error, Result};
 use crate::recipe::{self, Batch, DataKind, Recipe, Tokens};
+use crate::train::progress::{Counted, Mode};
 use crate::train::run_folder::{self, RunFolder};
 use std::path::Path;
 use std::sync::Arc;
@@ -32,49 +33,25 @@ pub struct Corpus {
 
 impl Corpus {
     /// Opens what the recipe names. A run that goes on, or that takes its classifier from another run, brings that run's `frontend`; its
-    /// normalisation is replaced by a new one only if the recipe asks for one.
+    /// normalisation is replaced by a new one only if the recipe asks for one. `mode` is how it is shown that features of recordings
+    /// are computed, here and below.
     ///
     /// # Errors
     /// Data that is missing, inconsistent, or not what the token list and the feature options say.
-    pub fn open(recipe: &Recipe, frontend: Option<Frontend>, keep_normalization: bool) -> Result<Self> {
-        let data = &recipe.data;
-        if data.kind != DataKind::Speech {
-            return Err(Error::key("data.kind", "\"text\" has no model to train yet").remedy("Use kind = \"speech\""));
-        }
+    pub fn open(recipe: &Recipe, frontend: Option<Frontend>, keep_normalization: bool, mode: Mode) -> Result<Self> {
         let Batch::Speech { utterances, max_frames, max_labels } = recipe.batch else {
             return Err(
                 Error::key("batch", "has no limits for speech").remedy("Give utterances, max_frames, max_labels")
             );
         };
-        let folder = DataFolder::open(&data.train)?;
-        let tokens = match (&frontend, &data.token_list) {
-            (Some(frontend), _) => frontend.tokens.clone(),
-            (None, Some(path)) => TokenList::load(unit(data.tokens)?, path)?,
-            (None, None) => TokenList::from_transcripts(unit(data.tokens)?, folder.transcripts())?,
-        };
-        let features = match frontend.as_ref().and_then(|frontend| frontend.features.clone()) {
-            Some(features) => Some(features),
-            None => feature_options(recipe, &folder)?,
-        };
-        let subset = subset(&data.subset);
-        let mut train = open_set(folder, &tokens, subset.as_ref(), features.as_ref())?;
-        let normalization = match frontend {
-            Some(frontend) if keep_normalization => frontend.normalization,
-            _ => match data.cmvn {
-                recipe::Cmvn::Global => Normalization::Global(train.global_cmvn()?),
-                recipe::Cmvn::Utterance => Normalization::Utterance,
-                recipe::Cmvn::None | recipe::Cmvn::Classifier => Normalization::None,
-            },
-        };
-        train.normalize(normalization.clone())?;
+        let (train, frontend) = open_training_set(recipe, frontend, keep_normalization, mode)?;
         let train = Arc::new(train);
-        let frontend = Frontend { tokens, normalization, features };
-        let held_out = |path: &Path| frontend.open_set(path).map(Arc::new);
-        let valid = match &data.valid {
+        let held_out = |path: &Path| frontend.open_set(path, mode).map(Arc::new);
+        let valid = match &recipe.data.valid {
             Some(path) => held_out(path)?,
             None => Arc::clone(&train),
         };
-        let test = data.test.as_deref().map(held_out).transpose()?;
+        let test = recipe.data.test.as_deref().map(held_out).transpose()?;
         for set in [Some(&valid), test.as_ref()].into_iter().flatten() {
             check_dimension(set, &train)?;
         }
@@ -83,13 +60,60 @@ impl Corpus {
     }
 }
 
+/// The training set, normalised, and what goes with a model that is trained on it.
+fn open_training_set(
+    recipe: &Recipe,
+    frontend: Option<Frontend>,
+    keep_normalization: bool,
+    mode: Mode,
+) -> Result<(SpeechData, Frontend)> {
+    let data = &recipe.data;
+    if data.kind != DataKind::Speech {
+        return Err(Error::key("data.kind", "\"text\" has no model to train yet").remedy("Use kind = \"speech\""));
+    }
+    let folder = DataFolder::open(&data.train)?;
+    let tokens = match (&frontend, &data.token_list) {
+        (Some(frontend), _) => frontend.tokens.clone(),
+        (None, Some(path)) => TokenList::load(unit(data.tokens)?, path)?,
+        (None, None) => TokenList::from_transcripts(unit(data.tokens)?, folder.transcripts())?,
+    };
+    let features = match frontend.as_ref().and_then(|frontend| frontend.features.clone()) {
+        Some(features) => Some(features),
+        None => feature_options(recipe, &folder)?,
+    };
+    let extractor = extractor(features.as_ref(), &folder)?;
+    // The rate of the recordings is the model's from now on: others are resampled.
+    let features = extractor.as_ref().map(FeatureExtractor::options).or(features);
+    let mut train = open_set(folder, &tokens, subset(&data.subset).as_ref(), extractor.as_ref(), mode)?;
+    let normalization = match frontend {
+        Some(frontend) if keep_normalization => frontend.normalization,
+        _ => match data.cmvn {
+            recipe::Cmvn::Global => Normalization::Global(train.global_cmvn()?),
+            recipe::Cmvn::Utterance => Normalization::Utterance,
+            recipe::Cmvn::None | recipe::Cmvn::Classifier => Normalization::None,
+        },
+    };
+    train.normalize(normalization.clone())?;
+    Ok((train, Frontend { tokens, normalization, features }))
+}
+
 impl Frontend {
+    /// As a training with this recipe would find it.
+    ///
+    /// # Errors
+    /// Those of [`Corpus::open`] about the training set.
+    pub fn of_recipe(recipe: &Recipe, mode: Mode) -> Result<Self> {
+        open_training_set(recipe, None, false, mode).map(|(_, frontend)| frontend)
+    }
+
     /// Opens a data folder as the model needs it.
     ///
     /// # Errors
     /// Those of [`DataFolder::open`] and [`SpeechData::open`].
-    pub fn open_set(&self, path: &Path) -> Result<SpeechData> {
-        let mut data = open_set(DataFolder::open(path)?, &self.tokens, None, self.features.as_ref())?;
+    pub fn open_set(&self, path: &Path, mode: Mode) -> Result<SpeechData> {
+        let folder = DataFolder::open(path)?;
+        let extractor = extractor(self.features.as_ref(), &folder)?;
+        let mut data = open_set(folder, &self.tokens, None, extractor.as_ref(), mode)?;
         data.normalize(self.normalization.clone())?;
         Ok(data)
     }
@@ -166,24 +190,32 @@ fn feature_options(recipe: &Recipe, folder: &DataFolder) -> Result<Option<Featur
     Ok(Some(made_with))
 }
 
+/// For a folder of recordings.
+fn extractor(options: Option<&FeatureOptions>, folder: &DataFolder) -> Result<Option<FeatureExtractor>> {
+    let Source::Audio(recordings) = &folder.source else { return Ok(None) };
+    let known = options.zip(recordings.first());
+    known.map(|(options, first)| FeatureExtractor::for_recordings(options, first, None)).transpose()
+}
+
 fn open_set(
     folder: DataFolder,
     tokens: &TokenList,
     subset: Option<&Subset>,
-    features: Option<&FeatureOptions>,
+    extractor: Option<&FeatureExtractor>,
+    mode: Mode,
 ) -> Result<SpeechData> {
-    let Some(options) = features.filter(|_| matches!(folder.source, Source::Audio(_))) else {
-        return SpeechData::open(folder, tokens, subset, None);
-    };
+    let Some(extractor) = extractor else { return SpeechData::open(folder, tokens, subset, None) };
+    let all = folder.utterances.len();
+    let utterances = subset.map_or(Ok(all), |subset| subset.choose(all).map(|chosen| chosen.len()))?;
+    let progress = Counted::new(mode, &folder.path.display().to_string(), utterances);
     let provider = |id: &str, path: &Path| {
-        let rate = match options.sample_frequency {
-            Some(rate) => rate as u32,
-            None => crate::audio::read_audio(path, None)?.sample_rate,
-        };
-        let features = FeatureExtractor::new(options, rate)?.compute_file(path, None, id)?;
-        Ok(FeatureMatrix { frames: features.frames, dimension: features.dimension, values: features.values })
+        let Features { frames, dimension, values } = extractor.compute_file(path, None, id)?;
+        progress.advance(1);
+        Ok(FeatureMatrix { frames, dimension, values })
     };
-    SpeechData::open(folder, tokens, subset, Some(&provider))
+    let data = SpeechData::open(folder, tokens, subset, Some(&provider))?;
+    progress.finish(&format!("features of {utterances} utterances"));
+    Ok(data)
 }
 
 fn check_dimension(set: &SpeechData, train: &SpeechData) -> Result<()> {

@@ -94,12 +94,13 @@ fn write_set(folder: &Path, corpus: &[Spoken]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::train::corpus::Corpus;
+    use crate::train::progress::Mode;
 
     #[test]
     fn what_the_demo_writes_is_data_like_any_other_and_no_voice_is_in_two_sets() {
         let folder = tempfile::tempdir().unwrap();
         let prepared = prepare(folder.path()).unwrap();
-        let corpus = Corpus::open(&prepared.recipe, None, false).unwrap();
+        let corpus = Corpus::open(&prepared.recipe, None, false, Mode::Quiet).unwrap();
         let test = corpus.test.unwrap();
         let sets = [&corpus.train, &corpus.valid, &test];
         assert_eq!(sets.map(|set| set.utterances().len()), [120, 30, 30]);

@@ -106,7 +106,8 @@ pub fn evaluate(
     // Empty transcripts would make a diverged model better than one that inserts too much: no rate is worse than any.
     let rate = |counts: &ErrorCounts| if not_finite.is_empty() { counts.rate() } else { f64::NAN };
     let scores = Scores {
-        loss: feasible.iter().sum::<f64>() / feasible.len().max(1) as f64,
+        // Not a number where no utterance has one.
+        loss: feasible.iter().sum::<f64>() / feasible.len() as f64,
         utterances: Some(transcripts.len() as u64),
         tokens: None,
         cer: Some(rate(&characters)),

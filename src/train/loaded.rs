@@ -10,10 +10,11 @@ use crate::nn::{Parameters, Scheme};
 use crate::ops::sequences::Sequences;
 use crate::recipe::{Batch as BatchSection, Recipe};
 use crate::train::checkpoint::load_weights;
-use crate::train::corpus::{Corpus, Frontend};
+use crate::train::corpus::Frontend;
 use crate::train::evaluate::{Decoder, Evaluated, evaluate};
 use crate::train::learner::{Batch, Learner};
 use crate::train::prepare::{model_of_sizes, recipe_of};
+use crate::train::progress::{Counted, Mode};
 use crate::train::run_folder::RunFolder;
 use crate::train::stage::update_options;
 use crate::train::weights::Weights;
@@ -42,12 +43,13 @@ impl LoadedModel {
     }
 
     /// Weights from a file, in the model that a recipe describes; tokens and normalisation as training with that recipe would find them.
+    /// `mode` is how it is shown that features are computed for that.
     ///
     /// # Errors
     /// If the recipe's data cannot be read, or the weights are of another model.
-    pub fn of_files(device: &Device, recipe: &Path, weights: &Path) -> Result<Self> {
+    pub fn of_files(device: &Device, recipe: &Path, weights: &Path, mode: Mode) -> Result<Self> {
         let recipe = Recipe::load(recipe, &[])?;
-        let frontend = Corpus::open(&recipe, None, false)?.frontend;
+        let frontend = Frontend::of_recipe(&recipe, mode)?;
         Self::new(device, recipe, frontend, &load_weights(weights)?)
     }
 
@@ -75,12 +77,12 @@ impl LoadedModel {
         sets.into_iter().filter_map(|(name, path)| path.clone().map(|path| (name, path))).collect()
     }
 
-    /// Scores a data folder. `after_batch` hears how many utterances are done.
+    /// Scores a data folder; `mode` is how it is shown.
     ///
     /// # Errors
     /// If the folder cannot be read or does not fit the model; if the model's output is not finite.
-    pub fn evaluate(&self, folder: &Path, decoder: Decoder, after_batch: impl FnMut(usize)) -> Result<Evaluated> {
-        let data = Arc::new(self.frontend.open_set(folder)?);
+    pub fn evaluate(&self, folder: &Path, decoder: Decoder, mode: Mode) -> Result<Evaluated> {
+        let data = Arc::new(self.frontend.open_set(folder, mode)?);
         let inputs = self.learner.model().sizes().inputs;
         if data.dimension() != inputs {
             let problem = format!("has features of {} numbers a frame, the model takes {inputs}", data.dimension());
@@ -91,7 +93,9 @@ impl LoadedModel {
             return Err(Error::key("batch", "has no limits for speech"));
         };
         let limits = BatchLimits { utterances, max_frames, max_labels };
-        let evaluated = evaluate(&self.learner, &data, &self.frontend.tokens, limits, decoder, after_batch)?;
+        let progress = Counted::new(mode, &folder.display().to_string(), data.utterances().len());
+        let tokens = &self.frontend.tokens;
+        let evaluated = evaluate(&self.learner, &data, tokens, limits, decoder, |done| progress.advance(done))?;
         match evaluated.not_finite.first() {
             Some(id) => Err(Error::utterance(id, "the model's output is not finite, so nothing can be decoded")
                 .remedy("The weights are those of a training that diverged: look into its log.jsonl")),

@@ -15,6 +15,7 @@ use crate::recipe::{Cmvn, Recipe};
 use crate::train::corpus::Corpus;
 use crate::train::learner::{Batch, Learner, Work};
 use crate::train::prepare::{Prepared, prepare};
+use crate::train::progress::Mode;
 use crate::train::record::GroupRecord;
 use crate::train::run;
 use crate::train::stage::update_options;
@@ -96,17 +97,17 @@ pub struct BatchForecast {
     pub work: Work,
 }
 
-/// Forecasts a training with this recipe on `device`.
+/// Forecasts a training with this recipe on `device`. `mode` is how it is shown that features are computed.
 ///
 /// # Errors
 /// Those of a training: recipe, data or classifiers that are bad or do not fit together.
-pub fn forecast(recipe: &Recipe, device: &Device) -> Result<RunForecast> {
+pub fn forecast(recipe: &Recipe, device: &Device, mode: Mode) -> Result<RunForecast> {
     let mut without_statistics = recipe.clone();
     if recipe.data.cmvn == Cmvn::Global {
         // They would take a pass over all features, none of which is read here.
         without_statistics.data.cmvn = Cmvn::None;
     }
-    let Prepared { corpus, model, .. } = prepare(&without_statistics, device, None)?;
+    let Prepared { corpus, model, .. } = prepare(&without_statistics, device, None, mode)?;
     let structure = model.structure();
     let group = |group: &crate::models::Group| GroupRecord {
         name: group.name.clone(),

@@ -1,5 +1,7 @@
 //! Before a run: what its recipe names is opened, and checked to fit together.
 
+use crate::backend::cpu::ctc;
+use crate::data::speech::{SpeechData, SpeechUtterance};
 use crate::data::tokens::TokenList;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -7,6 +9,7 @@ use crate::models::blstm_ctc::{BlstmCtc, Sizes};
 use crate::recipe::{self, Model, Precision, Recipe};
 use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
+use crate::train::progress::Mode;
 use crate::train::run_folder::RunFolder;
 use crate::train::weights_reference::{WeightsReference, resolve_reference};
 
@@ -18,11 +21,12 @@ pub struct Prepared {
     pub classifiers: Vec<WeightsReference>,
 }
 
-/// Opens what the recipe names. A run that goes on brings its folder: its tokens and normalisation are used again.
+/// Opens what the recipe names. A run that goes on brings its folder: its tokens and normalisation are used again. `mode` is how it is
+/// shown that features are computed.
 ///
 /// # Errors
 /// Whatever makes a training with this recipe impossible.
-pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>) -> Result<Prepared> {
+pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mode: Mode) -> Result<Prepared> {
     check_precision(recipe, device)?;
     let classifiers = classifiers(recipe)?;
     let (frontend, keep_normalization) = match (resumed, classifiers.first()) {
@@ -39,8 +43,11 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>) ->
         let problem = "is \"classifier\", but the classifier's run has no statistics over its training set";
         return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
     }
-    let corpus = Corpus::open(recipe, frontend, keep_normalization)?;
+    let corpus = Corpus::open(recipe, frontend, keep_normalization, mode)?;
     let model = model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len());
+    for set in [&corpus.train, &corpus.valid] {
+        check_feasible(set, &model)?;
+    }
     for classifier in &classifiers {
         check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;
     }
@@ -79,6 +86,19 @@ fn check_precision(recipe: &Recipe, device: &Device) -> Result<()> {
 
 fn classifiers(recipe: &Recipe) -> Result<Vec<WeightsReference>> {
     recipe.cascade.classifier_from.iter().map(|source| resolve_reference(&source.path, source.epoch)).collect()
+}
+
+/// What is trained on and what epochs are judged by needs an utterance with a loss: the mean of none would look like a perfect one.
+fn check_feasible(set: &SpeechData, model: &BlstmCtc) -> Result<()> {
+    let fits = |utterance: &SpeechUtterance| {
+        ctc::Batch::feasible(model.frames_after_subsampling(utterance.frames), &utterance.labels)
+    };
+    if set.utterances().iter().any(fits) {
+        return Ok(());
+    }
+    let problem = "no utterance has labels that fit its frames after subsampling, so the set has no loss";
+    Err(Error::file(set.path(), problem)
+        .remedy("Check the transcripts against the recordings, or keep more frames (model.subsample)"))
 }
 
 /// A token list that the recipe names must be that of the classifier, which decides.

@@ -1,5 +1,9 @@
 //! What a user sees of a training while it runs, on standard error: a bar per epoch on a terminal, plain lines when piped,
-//! nothing with `--quiet`. NO_COLOR is honoured.
+//! nothing with `--quiet`. NO_COLOR is honoured. `counted` shows what is counted in utterances alone.
+
+mod counted;
+
+pub use counted::Counted;
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -12,6 +16,8 @@ use super::record::EpochRecord;
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 /// On a terminal the text beside the bar changes this often.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
+/// Behind the bar of an epoch.
+const EPOCH_NUMBERS: &str = "{pos}/{len} {wide_msg}";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -98,6 +104,10 @@ impl Progress {
         Progress { mode, lines, line_interval, bar: None, now: None, past_epochs: (0, 0.0) }
     }
 
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// An epoch begins.
     pub fn epoch(&mut self, plan: &EpochPlan) {
         if self.now.as_ref().is_none_or(|before| before.stage_title != plan.stage_title) {
@@ -121,8 +131,7 @@ impl Progress {
         });
         if self.mode == Mode::Bar {
             self.clear_bar();
-            let bar = ProgressBar::with_draw_target(Some(plan.batches as u64), ProgressDrawTarget::stderr());
-            bar.set_style(style(std::env::var_os("NO_COLOR").is_some()));
+            let bar = bar(plan.batches, EPOCH_NUMBERS);
             bar.set_prefix(format!("{} epoch {}/{}", plan.stage_title, plan.epoch, plan.max_epochs));
             bar.set_position(plan.batches_done as u64);
             self.bar = Some(bar);
@@ -234,17 +243,17 @@ impl Running {
     }
 }
 
-fn style(no_color: bool) -> ProgressStyle {
-    let style = ProgressStyle::with_template(template(no_color));
+/// A bar over `length` things on standard error, behind its prefix; `numbers` is the template of what stands behind it.
+fn bar(length: usize, numbers: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template(&template(numbers, std::env::var_os("NO_COLOR").is_some()));
     // The templates are constants, which a test parses.
-    style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "))
 }
 
-fn template(no_color: bool) -> &'static str {
-    match no_color {
-        true => "{prefix} [{bar:10}] {pos}/{len} {wide_msg}",
-        false => "{prefix} [{bar:10.cyan/blue}] {pos}/{len} {wide_msg}",
-    }
+fn template(numbers: &str, no_color: bool) -> String {
+    let color = if no_color { "" } else { ".cyan/blue" };
+    format!("{{prefix}} [{{bar:10{color}}}] {numbers}")
 }
 
 /// An epoch's result in one line.
@@ -289,7 +298,13 @@ mod tests {
     };
 
     #[derive(Clone, Default)]
-    struct Collected(Arc<Mutex<Vec<u8>>>);
+    pub struct Collected(Arc<Mutex<Vec<u8>>>);
+
+    impl Collected {
+        pub fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
 
     impl Write for Collected {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -301,7 +316,7 @@ mod tests {
         }
     }
 
-    struct Closed;
+    pub struct Closed;
 
     impl Write for Closed {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -340,8 +355,7 @@ mod tests {
         progress.epoch(&PLAN);
         (0..4).for_each(|_| progress.tick(12.5, 30, 1000));
         progress.finish_epoch(&record());
-        let bytes = collected.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        collected.text()
     }
 
     #[test]
@@ -403,11 +417,13 @@ mod tests {
     }
 
     #[test]
-    fn the_bar_s_templates_are_valid_and_one_is_without_color() {
-        for no_color in [true, false] {
-            ProgressStyle::with_template(template(no_color)).unwrap();
+    fn the_bars_templates_are_valid_and_one_is_without_color() {
+        for numbers in [EPOCH_NUMBERS, counted::NUMBERS] {
+            for no_color in [true, false] {
+                ProgressStyle::with_template(&template(numbers, no_color)).unwrap();
+            }
+            assert_eq!(template(numbers, false).replace(".cyan/blue", ""), template(numbers, true));
         }
-        assert_eq!(template(false).replace(".cyan/blue", ""), template(true));
     }
 
     #[test]

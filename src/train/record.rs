@@ -141,6 +141,9 @@ pub struct RunResult {
     pub stages: Vec<StageResult>,
     /// The id of the best stage, `RUN` alone means this one.
     pub best: Option<String>,
+    /// The best stage of each of the recipe's seeds that has a finite result, in their order.
+    #[serde(default)]
+    pub bests: Vec<String>,
     /// True once the strategy has nothing more to train.
     pub finished: bool,
 }

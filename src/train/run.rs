@@ -1,6 +1,6 @@
 //! A run: the stages of a cascade, one after the other, as the strategy asks for them. Here, and only here, the cascade meets the trainer.
 
-use crate::cascade::{Next, Plan, PlanOptions, Results, Source, Stage, Strategy};
+use crate::cascade::{Next, Plan, PlanOptions, Results, Source, Stage, StageId, Strategy};
 use crate::device::Device;
 use crate::error::Result;
 use crate::files::write_bytes;
@@ -15,6 +15,7 @@ use crate::train::record::{GroupRecord, RunResult, StageResult};
 use crate::train::run_folder::{RunFolder, StartFiles};
 use crate::train::signals::StopRequest;
 use crate::train::stage::{Session, StageStart, train_stage};
+use crate::train::summary::stage_summary;
 use crate::train::weights::Weights;
 use crate::train::weights_reference::WeightsReference;
 use std::cell::RefCell;
@@ -32,7 +33,8 @@ pub fn train(
     stop: &StopRequest,
 ) -> Result<RunResult> {
     let is_new = folder.recipe().is_err();
-    let Prepared { corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder))?;
+    let mode = progress.borrow().mode();
+    let Prepared { corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder), mode)?;
     if is_new {
         write_start(recipe, folder, &corpus.frontend)?;
     }
@@ -130,6 +132,7 @@ impl<'a> Run<'a> {
             groups: structure.groups.iter().map(group).collect(),
             stages: before.map(|before| before.stages).unwrap_or_default(),
             best: None,
+            bests: Vec::new(),
             finished: false,
         };
         let plans = plans(recipe, structure.groups.len())?;
@@ -207,9 +210,10 @@ impl<'a> Run<'a> {
             let judged = self.plans.iter().find_map(|(_, plan)| plan.accepted(&id, &results));
             stage.accepted = judged.unwrap_or(true);
         }
-        let bests = self.plans.iter().filter_map(|(_, plan)| plan.best(&results));
-        let best = bests.filter_map(|id| results.get(&id).map(|value| (id, value)));
-        self.result.best = crate::cascade::best(best).map(|id| id.to_string());
+        let bests: Vec<StageId> = self.plans.iter().filter_map(|(_, plan)| plan.best(&results)).collect();
+        let values = bests.iter().filter_map(|id| results.get(id).map(|value| (id, value)));
+        self.result.best = crate::cascade::best(values).map(StageId::to_string);
+        self.result.bests = bests.iter().map(StageId::to_string).collect();
         self.folder.write_result(&self.result)?;
         write_report(self.folder)
     }
@@ -234,23 +238,6 @@ pub fn run_data(folder: &RunFolder) -> Result<Option<RunData>> {
     Ok(result.map(|result| RunData { result, epochs, path: folder.path().display().to_string() }))
 }
 
-/// A line for people about a finished stage.
-fn stage_summary(result: &StageResult) -> String {
-    let percent = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2} %"));
-    let mut line = format!(
-        "{}: best epoch {} of {}, valid loss {:.3}, CER {}",
-        result.title,
-        result.best_epoch,
-        result.epochs,
-        result.valid.loss,
-        percent(result.valid.cer)
-    );
-    if let Some(test) = &result.test {
-        line.push_str(&format!(", test CER {}", percent(test.cer)));
-    }
-    line
-}
-
 fn write_start(recipe: &Recipe, folder: &RunFolder, frontend: &Frontend) -> Result<()> {
     let features = frontend.features.as_ref().map(|features| features.to_toml()).transpose()?;
     let cmvn = frontend.cmvn().map(|cmvn| cmvn.to_bytes()).transpose()?;
@@ -260,30 +247,4 @@ fn write_start(recipe: &Recipe, folder: &RunFolder, frontend: &Frontend) -> Resu
         features: features.as_deref(),
         cmvn: cmvn.as_deref(),
     })
-}
-
-/// The stages of a run as a table for people.
-pub fn stage_table(result: &RunResult) -> String {
-    let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
-    let head = ["stage", "frozen", "epochs", "best", "valid loss", "valid CER", "test CER", "seconds", ""];
-    let mut rows = vec![head.map(String::from).to_vec()];
-    for stage in &result.stages {
-        let mark = match (result.best.as_deref() == Some(stage.stage.as_str()), stage.accepted) {
-            (true, _) => "best",
-            (false, false) => "not accepted",
-            (false, true) => "",
-        };
-        rows.push(vec![
-            stage.title.clone(),
-            format!("{}/{}", stage.frozen_groups.len(), result.groups.len()),
-            stage.epochs.to_string(),
-            stage.best_epoch.to_string(),
-            format!("{:.3}", stage.valid.loss),
-            percent(stage.valid.cer),
-            percent(stage.test.as_ref().and_then(|test| test.cer)),
-            format!("{:.0}", stage.seconds),
-            mark.into(),
-        ]);
-    }
-    crate::table::columns(&rows)
 }

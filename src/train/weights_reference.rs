@@ -125,6 +125,7 @@ mod tests {
             groups: vec![],
             stages: vec![],
             best: best.map(Into::into),
+            bests: Vec::new(),
             finished: false,
         })
         .unwrap();

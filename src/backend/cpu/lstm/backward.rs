@@ -8,11 +8,10 @@
 
 use super::forward::{load, store};
 use super::product::{Ahead, SCRATCH_ROWS, Scratch, VECTORS, product};
-use super::team::{self, Barrier};
-use super::{Shape, Shared, State, share};
+use super::team;
+use super::{Shape, Shared, State};
 use crate::backend::cpu::simd::{WithSimd, apply, tanh};
 use pulp::Simd;
-use std::ops::Range;
 
 /// One direction's operands.
 pub struct Backward<'a> {
@@ -55,19 +54,7 @@ impl WithSimd for Run<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Run { shape, directions, output_gradient, workers } = self;
         let layers = check(shape, directions, output_gradient);
-        let panels = shape.hidden.div_ceil(VECTORS * S::F32_LANES);
-        let work = |worker: usize, barrier: Option<&Barrier>| {
-            let mine = share(panels * layers.len(), workers, worker);
-            // The kernels are compiled for the instruction set of `simd` only inside `vectorize`.
-            simd.vectorize(Worker { simd, shape, layers: &layers, panels, mine, barrier });
-        };
-        if workers == 1 {
-            work(0, None);
-        } else if workers == layers.len() {
-            rayon::join(|| work(0, None), || work(1, None));
-        } else {
-            team::run(workers, |worker, barrier| work(worker, Some(barrier)));
-        }
+        team::run_layers(simd, shape, &layers, workers);
     }
 }
 
@@ -83,10 +70,6 @@ struct Layer {
     initial_hidden_gradient: Option<Shared<f32>>,
     /// Column 0 of this direction.
     output_gradient: Shared<f32>,
-}
-
-fn shared(slice: &[f32]) -> Shared<f32> {
-    Shared(slice.as_ptr().cast_mut())
 }
 
 /// Holds every slice against the shape; from here on the kernels trust it.
@@ -106,12 +89,12 @@ fn check(shape: &Shape, directions: &mut [Backward], output_gradient: &[f32]) ->
         let initial = operands.initial_hidden_gradient.as_deref_mut();
         assert!(initial.as_ref().is_none_or(|gradient| gradient.len() == state), "gradient of the initial h: [N, H]");
         Layer {
-            weights: shared(operands.weights),
+            weights: Shared::of(operands.weights),
             gates: Shared(operands.gates.as_mut_ptr()),
-            cells: shared(operands.cells),
-            initial_cell: operands.initial.map(|initial| shared(initial.cell)),
+            cells: Shared::of(operands.cells),
+            initial_cell: operands.initial.map(|initial| Shared::of(initial.cell)),
             cell_gradient: Shared(operands.cell_gradient.as_mut_ptr()),
-            final_hidden_gradient: operands.final_hidden_gradient.map(shared),
+            final_hidden_gradient: operands.final_hidden_gradient.map(Shared::of),
             initial_hidden_gradient: initial.map(|gradient| Shared(gradient.as_mut_ptr())),
             output_gradient: Shared(output_gradient.as_ptr().cast_mut().wrapping_add(direction * hidden)),
         }
@@ -119,110 +102,103 @@ fn check(shape: &Shape, directions: &mut [Backward], output_gradient: &[f32]) ->
     directions.iter_mut().enumerate().map(layer).collect()
 }
 
-struct Worker<'a, S> {
-    simd: S,
-    shape: &'a Shape<'a>,
-    layers: &'a [Layer],
-    panels: usize,
-    mine: Range<usize>,
-    barrier: Option<&'a Barrier>,
-}
-
-impl<S: Simd> pulp::NullaryFnOnce for Worker<'_, S> {
-    type Output = ();
+impl team::Layer for Layer {
+    /// One product for four vectors of units.
+    const UNIT_VECTORS: usize = VECTORS;
 
     #[inline(always)]
-    fn call(self) {
-        let Worker { simd, shape, layers, panels, mine, barrier } = self;
-        let mut scratch = Scratch::new();
-        for number in (0..shape.steps()).rev() {
-            for panel in mine.clone() {
-                // SAFETY: `check` held all lengths against the shape; this worker alone owns the panel's units, and the gradients of
-                // the step computed before are complete (same worker, or behind the barrier).
-                unsafe {
-                    step(simd, shape, &layers[panel / panels], panel / panels, number, panel % panels, &mut scratch)
-                };
+    unsafe fn step<S: Simd>(
+        &self,
+        simd: S,
+        shape: &Shape,
+        direction: usize,
+        number: usize,
+        panel: usize,
+        scratch: &mut Scratch,
+    ) {
+        let number = shape.steps() - 1 - number;
+        let hidden = shape.hidden;
+        let width = VECTORS * S::F32_LANES;
+        let step = shape.step(direction, number);
+        let (following_row, going_on) = shape.following(direction, number);
+        // SAFETY: see the caller; row and unit stay inside what the shape names.
+        unsafe {
+            let weights = self.weights.0.add(panel * 4 * hidden * width);
+            let mut first = 0;
+            while first < step.active {
+                // Rows that go on into the following step take their gradient from there, the others (their sequence ends here) from outside.
+                let goes_on = first < going_on;
+                let rows = SCRATCH_ROWS.min(if goes_on { going_on - first } else { step.active - first });
+                if goes_on {
+                    let dgates = self.gates.0.add((following_row + first) * 4 * hidden);
+                    let row = step.first_row + first;
+                    let gates = Ahead {
+                        place: self.gates.0.wrapping_add(row * 4 * hidden + (panel + 1) * width),
+                        stride: 4 * hidden,
+                        floats: width,
+                    };
+                    let gate = |gate: usize| Ahead { place: gates.place.wrapping_add(gate * hidden), ..gates };
+                    let cells = self.cells.0.wrapping_add(row * hidden + (panel + 1) * width);
+                    let cells = Ahead { place: cells, stride: hidden, ..gates };
+                    let output = self.output_gradient.0.wrapping_add(row * shape.output_width() + (panel + 1) * width);
+                    let output = Ahead { place: output, stride: shape.output_width(), ..gates };
+                    let ahead = [gate(0), gate(1), gate(2), gate(3), cells, output];
+                    product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden, &ahead);
+                }
+                for index in 0..rows {
+                    let sequence = first + index;
+                    let previous_cell = if sequence < step.continuing {
+                        Some(self.cells.0.add((step.previous_row + sequence) * hidden))
+                    } else {
+                        self.initial_cell.map(|cell| cell.0.add(sequence * hidden))
+                    };
+                    let recurrent = if goes_on {
+                        Some(scratch.0.as_ptr().add(index * width))
+                    } else {
+                        self.final_hidden_gradient.map(|dh| dh.0.add(sequence * hidden + panel * width).cast_const())
+                    };
+                    let row = Row {
+                        gates: self.gates.0.add((step.first_row + sequence) * 4 * hidden),
+                        cells: self.cells.0.add((step.first_row + sequence) * hidden),
+                        previous_cell: previous_cell.map(|cell| cell.cast_const()),
+                        cell_gradient: self.cell_gradient.0.add(sequence * hidden),
+                        output_gradient: self.output_gradient.0.add((step.first_row + sequence) * shape.output_width()),
+                        recurrent,
+                    };
+                    for vector in 0..VECTORS {
+                        let unit = panel * width + vector * S::F32_LANES;
+                        if unit < hidden {
+                            row.units(simd, hidden, unit, vector * S::F32_LANES);
+                        }
+                    }
+                }
+                first += rows;
             }
-            if let Some(barrier) = barrier {
-                barrier.wait();
-            }
-        }
-        for panel in mine {
-            // SAFETY: as above; all gradients of the gates are complete.
-            unsafe {
-                initial_gradient(simd, shape, &layers[panel / panels], panel / panels, panel % panels, &mut scratch)
-            };
         }
     }
-}
 
-/// One time step for the units of one panel.
-#[inline(always)]
-unsafe fn step<S: Simd>(
-    simd: S,
-    shape: &Shape,
-    layer: &Layer,
-    direction: usize,
-    number: usize,
-    panel: usize,
-    scratch: &mut Scratch,
-) {
-    let hidden = shape.hidden;
-    let width = VECTORS * S::F32_LANES;
-    let step = shape.step(direction, number);
-    let (following_row, going_on) = shape.following(direction, number);
-    // SAFETY: see the caller; row and unit stay inside what the shape names.
-    unsafe {
-        let weights = layer.weights.0.add(panel * 4 * hidden * width);
-        let mut first = 0;
-        while first < step.active {
-            // Rows that go on into the following step take their gradient from there, the others (their sequence ends here) from outside.
-            let goes_on = first < going_on;
-            let rows = SCRATCH_ROWS.min(if goes_on { going_on - first } else { step.active - first });
-            if goes_on {
-                let dgates = layer.gates.0.add((following_row + first) * 4 * hidden);
-                let row = step.first_row + first;
-                let gates = Ahead {
-                    place: layer.gates.0.wrapping_add(row * 4 * hidden + (panel + 1) * width),
-                    stride: 4 * hidden,
-                    floats: width,
-                };
-                let gate = |gate: usize| Ahead { place: gates.place.wrapping_add(gate * hidden), ..gates };
-                let cells = layer.cells.0.wrapping_add(row * hidden + (panel + 1) * width);
-                let cells = Ahead { place: cells, stride: hidden, ..gates };
-                let output = layer.output_gradient.0.wrapping_add(row * shape.output_width() + (panel + 1) * width);
-                let output = Ahead { place: output, stride: shape.output_width(), ..gates };
-                let ahead = [gate(0), gate(1), gate(2), gate(3), cells, output];
-                product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden, &ahead);
-            }
-            for index in 0..rows {
-                let sequence = first + index;
-                let previous_cell = if sequence < step.continuing {
-                    Some(layer.cells.0.add((step.previous_row + sequence) * hidden))
-                } else {
-                    layer.initial_cell.map(|cell| cell.0.add(sequence * hidden))
-                };
-                let recurrent = if goes_on {
-                    Some(scratch.0.as_ptr().add(index * width))
-                } else {
-                    layer.final_hidden_gradient.map(|dh| dh.0.add(sequence * hidden + panel * width).cast_const())
-                };
-                let row = Row {
-                    gates: layer.gates.0.add((step.first_row + sequence) * 4 * hidden),
-                    cells: layer.cells.0.add((step.first_row + sequence) * hidden),
-                    previous_cell: previous_cell.map(|cell| cell.cast_const()),
-                    cell_gradient: layer.cell_gradient.0.add(sequence * hidden),
-                    output_gradient: layer.output_gradient.0.add((step.first_row + sequence) * shape.output_width()),
-                    recurrent,
-                };
-                for vector in 0..VECTORS {
-                    let unit = panel * width + vector * S::F32_LANES;
-                    if unit < hidden {
-                        row.units(simd, hidden, unit, vector * S::F32_LANES);
+    /// W_hh^T dgates of every sequence's first step: the gradient of the initial h.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, simd: S, shape: &Shape, direction: usize, panel: usize, scratch: &mut Scratch) {
+        let Some(gradient) = self.initial_hidden_gradient else { return };
+        let hidden = shape.hidden;
+        let width = VECTORS * S::F32_LANES;
+        // SAFETY: see the caller; row and unit stay inside what the shape names.
+        unsafe {
+            let weights = self.weights.0.add(panel * 4 * hidden * width);
+            let units = width.min(hidden - panel * width);
+            for number in 0..shape.steps() {
+                let step = shape.step(direction, number);
+                for first in (step.continuing..step.active).step_by(SCRATCH_ROWS) {
+                    let rows = SCRATCH_ROWS.min(step.active - first);
+                    let dgates = self.gates.0.add((step.first_row + first) * 4 * hidden);
+                    product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden, &[]);
+                    for index in 0..rows {
+                        let to = gradient.0.add((first + index) * hidden + panel * width);
+                        std::ptr::copy_nonoverlapping(scratch.0.as_ptr().add(index * width), to, units);
                     }
                 }
             }
-            first += rows;
         }
     }
 }
@@ -277,36 +253,4 @@ impl Row {
 #[inline(always)]
 fn slope<S: Simd>(simd: S, a: S::f32s) -> S::f32s {
     simd.negate_mul_add_e_f32s(a, a, a)
-}
-
-/// W_hh^T dgates of every sequence's first step: the gradient of the initial h.
-#[inline(always)]
-unsafe fn initial_gradient<S: Simd>(
-    simd: S,
-    shape: &Shape,
-    layer: &Layer,
-    direction: usize,
-    panel: usize,
-    scratch: &mut Scratch,
-) {
-    let Some(gradient) = layer.initial_hidden_gradient else { return };
-    let hidden = shape.hidden;
-    let width = VECTORS * S::F32_LANES;
-    // SAFETY: see the caller; row and unit stay inside what the shape names.
-    unsafe {
-        let weights = layer.weights.0.add(panel * 4 * hidden * width);
-        let units = width.min(hidden - panel * width);
-        for number in 0..shape.steps() {
-            let step = shape.step(direction, number);
-            for first in (step.continuing..step.active).step_by(SCRATCH_ROWS) {
-                let rows = SCRATCH_ROWS.min(step.active - first);
-                let dgates = layer.gates.0.add((step.first_row + first) * 4 * hidden);
-                product(simd, scratch, rows, dgates, 4 * hidden, weights, 4 * hidden, &[]);
-                for index in 0..rows {
-                    let to = gradient.0.add((first + index) * hidden + panel * width);
-                    std::ptr::copy_nonoverlapping(scratch.0.as_ptr().add(index * width), to, units);
-                }
-            }
-        }
-    }
 }

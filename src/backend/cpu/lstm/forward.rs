@@ -1,11 +1,10 @@
 //! The forward pass: recurrent product, gates, cell and output of one panel of units at a time.
 
 use super::product::{Ahead, SCRATCH_ROWS, Scratch, VECTORS, product};
-use super::team::{self, Barrier};
-use super::{Shape, Shared, State, share};
+use super::team;
+use super::{Shape, Shared, State};
 use crate::backend::cpu::simd::{WithSimd, apply, sigmoid, tanh};
 use pulp::Simd;
-use std::ops::Range;
 
 /// One direction's operands. R rows are packed as [`Shape`] says.
 pub struct Forward<'a> {
@@ -44,20 +43,7 @@ impl WithSimd for Run<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Run { shape, directions, output, workers } = self;
         let layers = check(shape, directions, output);
-        let hidden = shape.hidden;
-        let panels = hidden.div_ceil(S::F32_LANES);
-        let work = |worker: usize, barrier: Option<&Barrier>| {
-            let mine = share(panels * layers.len(), workers, worker);
-            // The kernels are compiled for the instruction set of `simd` only inside `vectorize`.
-            simd.vectorize(Worker { simd, shape, layers: &layers, panels, mine, barrier });
-        };
-        if workers == 1 {
-            work(0, None);
-        } else if workers == layers.len() {
-            rayon::join(|| work(0, None), || work(1, None));
-        } else {
-            team::run(workers, |worker, barrier| work(worker, Some(barrier)));
-        }
+        team::run_layers(simd, shape, &layers, workers);
     }
 }
 
@@ -72,10 +58,6 @@ struct Layer {
     /// Column 0 of this direction.
     output: Shared<f32>,
     initial: Option<(Shared<f32>, Shared<f32>)>,
-}
-
-fn shared(slice: &[f32]) -> Shared<f32> {
-    Shared(slice.as_ptr().cast_mut())
 }
 
 /// Holds every slice against the shape; from here on the kernels trust it.
@@ -96,80 +78,53 @@ fn check(shape: &Shape, directions: &mut [Forward], output: &mut [f32]) -> Vec<L
             "LSTM initial state: [N, H]"
         );
         Layer {
-            weights: shared(operands.weights),
-            bias: operands.bias.map(shared),
+            weights: Shared::of(operands.weights),
+            bias: operands.bias.map(Shared::of),
             gates: Shared(operands.gates.as_mut_ptr()),
             cells: Shared(operands.cells.as_mut_ptr()),
             output: Shared(output.wrapping_add(direction * hidden)),
-            initial: operands.initial.map(|initial| (shared(initial.hidden), shared(initial.cell))),
+            initial: operands.initial.map(|initial| (Shared::of(initial.hidden), Shared::of(initial.cell))),
         }
     };
     directions.iter_mut().enumerate().map(layer).collect()
 }
 
-struct Worker<'a, S> {
-    simd: S,
-    shape: &'a Shape<'a>,
-    layers: &'a [Layer],
-    panels: usize,
-    mine: Range<usize>,
-    barrier: Option<&'a Barrier>,
-}
-
-impl<S: Simd> pulp::NullaryFnOnce for Worker<'_, S> {
-    type Output = ();
+impl team::Layer for Layer {
+    /// The four gates of one vector of units.
+    const UNIT_VECTORS: usize = 1;
 
     #[inline(always)]
-    fn call(self) {
-        let Worker { simd, shape, layers, panels, mine, barrier } = self;
-        let mut scratch = Scratch::new();
-        for number in 0..shape.steps() {
-            for panel in mine.clone() {
-                // SAFETY: `check` held all lengths against the shape; this worker alone owns the panel's units, and the rows of
-                // the step before are complete (same worker, or behind the barrier).
-                unsafe {
-                    step(simd, shape, &layers[panel / panels], panel / panels, number, panel % panels, &mut scratch)
-                };
+    unsafe fn step<S: Simd>(
+        &self,
+        simd: S,
+        shape: &Shape,
+        direction: usize,
+        number: usize,
+        panel: usize,
+        scratch: &mut Scratch,
+    ) {
+        let (hidden, width) = (shape.hidden, shape.output_width());
+        let step = shape.step(direction, number);
+        // SAFETY: see the caller; row and unit stay inside what the shape names.
+        unsafe {
+            let weights = self.weights.0.add(panel * hidden * VECTORS * S::F32_LANES);
+            let pointwise = Pointwise { simd, layer: self, hidden, width, unit: panel * S::F32_LANES };
+            for first in (0..step.continuing).step_by(SCRATCH_ROWS) {
+                let rows = SCRATCH_ROWS.min(step.continuing - first);
+                let previous = step.previous_row + first;
+                let ahead = pointwise.ahead(step.first_row + first);
+                product(simd, scratch, rows, self.output.0.add(previous * width), width, weights, hidden, &ahead);
+                let cells = self.cells.0.add(previous * hidden);
+                pointwise.rows(step.first_row + first, rows, Some(scratch), Some(cells));
             }
-            if let Some(barrier) = barrier {
-                barrier.wait();
-            }
-        }
-    }
-}
-
-/// One time step for the units of one panel.
-#[inline(always)]
-unsafe fn step<S: Simd>(
-    simd: S,
-    shape: &Shape,
-    layer: &Layer,
-    direction: usize,
-    number: usize,
-    panel: usize,
-    scratch: &mut Scratch,
-) {
-    let (hidden, width) = (shape.hidden, shape.output_width());
-    let step = shape.step(direction, number);
-    // SAFETY: see the caller; row and unit stay inside what the shape names.
-    unsafe {
-        let weights = layer.weights.0.add(panel * hidden * VECTORS * S::F32_LANES);
-        let pointwise = Pointwise { simd, layer, hidden, width, unit: panel * S::F32_LANES };
-        for first in (0..step.continuing).step_by(SCRATCH_ROWS) {
-            let rows = SCRATCH_ROWS.min(step.continuing - first);
-            let previous = step.previous_row + first;
-            let ahead = pointwise.ahead(step.first_row + first);
-            product(simd, scratch, rows, layer.output.0.add(previous * width), width, weights, hidden, &ahead);
-            let cells = layer.cells.0.add(previous * hidden);
-            pointwise.rows(step.first_row + first, rows, Some(scratch), Some(cells));
-        }
-        for first in (step.continuing..step.active).step_by(SCRATCH_ROWS) {
-            let rows = SCRATCH_ROWS.min(step.active - first);
-            if let Some((h, c)) = layer.initial {
-                product(simd, scratch, rows, h.0.add(first * hidden), hidden, weights, hidden, &[]);
-                pointwise.rows(step.first_row + first, rows, Some(scratch), Some(c.0.add(first * hidden)));
-            } else {
-                pointwise.rows(step.first_row + first, rows, None, None);
+            for first in (step.continuing..step.active).step_by(SCRATCH_ROWS) {
+                let rows = SCRATCH_ROWS.min(step.active - first);
+                if let Some((h, c)) = self.initial {
+                    product(simd, scratch, rows, h.0.add(first * hidden), hidden, weights, hidden, &[]);
+                    pointwise.rows(step.first_row + first, rows, Some(scratch), Some(c.0.add(first * hidden)));
+                } else {
+                    pointwise.rows(step.first_row + first, rows, None, None);
+                }
             }
         }
     }

@@ -11,7 +11,7 @@
 //!
 //! - `pack`: W_hh in panels, once per optimiser step. - `product`: the recurrent product's kernel. - `forward`, `backward`: one time step,
 //!   product and the pointwise part on a scratch block that never leaves the first-level cache. - `team`: who does which
-//!   panels, and the barrier between time steps. - `gradient`: h_{t-1} of every row, for the product that gives dW_hh.
+//!   panels, what both passes do with them, and the barrier between time steps. - `gradient`: h_{t-1} of every row, for the product that gives dW_hh.
 //!
 //! # Work and bytes, counted and measured
 //! A time step multiplies [n, H] by [H, 4H] forward and [n, 4H] by [4H, H] backward: 8 n H^2 operations each, on 16 H^2 bytes of weights, so
@@ -35,8 +35,6 @@ pub use backward::{Backward, backward};
 pub use forward::{Forward, forward};
 pub use gradient::{final_state, previous_hidden};
 pub use pack::{pack_backward, pack_forward, packed_length};
-
-use std::ops::Range;
 
 /// The geometry that every part shares.
 #[derive(Debug, Clone, Copy)]
@@ -133,12 +131,13 @@ pub struct State<'a> {
 #[derive(Debug, Clone, Copy)]
 struct Shared<T>(*mut T);
 
+impl Shared<f32> {
+    fn of(slice: &[f32]) -> Self {
+        Shared(slice.as_ptr().cast_mut())
+    }
+}
+
 // SAFETY: only the pointer moves between threads; each use of it states who writes where.
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Shared<T> {}
-
-/// Splits `count` things among `workers` as evenly as whole things go.
-fn share(count: usize, workers: usize, worker: usize) -> Range<usize> {
-    count * worker / workers..count * (worker + 1) / workers
-}

@@ -9,6 +9,9 @@
 //! rows twice than over 20 rows once. So the rule needs no tuning: units, always. Bits depend on neither.
 
 use super::Shape;
+use super::product::Scratch;
+use pulp::Simd;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Multiply-adds that a worker should find in a time step: below some 2.5 microseconds of them, waiting costs more than it saves.
@@ -26,6 +29,93 @@ pub fn size(shape: &Shape, available: usize) -> usize {
     // Directions are independent: a second worker for a second direction costs one task, not a barrier at every step.
     let least = if step * shape.steps() > 1 << 20 { shape.directions } else { 1 };
     (step / SMALLEST_SHARE).max(least).min(available).max(1)
+}
+
+/// One direction of a pass over time. A panel is what one product gives: some vectors of units, whose owner alone writes them.
+pub trait Layer: Sync {
+    /// Vectors of units in a panel.
+    const UNIT_VECTORS: usize;
+
+    /// The `number`-th time step of the pass, for the units of one panel.
+    ///
+    /// # Safety
+    /// The operands have the lengths that `shape` says, nobody else has this panel, and the steps before are complete for all panels.
+    unsafe fn step<S: Simd>(
+        &self,
+        simd: S,
+        shape: &Shape,
+        direction: usize,
+        number: usize,
+        panel: usize,
+        scratch: &mut Scratch,
+    );
+
+    /// What follows the last step.
+    ///
+    /// # Safety
+    /// As for [`step`](Self::step).
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, _: S, _: &Shape, _direction: usize, _panel: usize, _: &mut Scratch) {}
+}
+
+/// Runs a pass: one of `layers` for each direction, whose operands have been held against `shape`.
+#[inline(always)]
+pub fn run_layers<S: Simd, L: Layer>(simd: S, shape: &Shape, layers: &[L], workers: usize) {
+    let panels = shape.hidden.div_ceil(L::UNIT_VECTORS * S::F32_LANES);
+    let work = |worker: usize, barrier: Option<&Barrier>| {
+        let mine = share(panels * layers.len(), workers, worker);
+        // The kernels are compiled for the instruction set of `simd` only inside `vectorize`.
+        simd.vectorize(Worker { simd, shape, layers, panels, mine, barrier });
+    };
+    if workers == 1 {
+        work(0, None);
+    } else if workers == layers.len() {
+        rayon::join(|| work(0, None), || work(1, None));
+    } else {
+        run(workers, |worker, barrier| work(worker, Some(barrier)));
+    }
+}
+
+/// Splits `count` things among `workers` as evenly as whole things go.
+fn share(count: usize, workers: usize, worker: usize) -> Range<usize> {
+    count * worker / workers..count * (worker + 1) / workers
+}
+
+/// A worker with its share of the panels, counted through all directions.
+struct Worker<'a, S, L> {
+    simd: S,
+    shape: &'a Shape<'a>,
+    layers: &'a [L],
+    /// Of one direction.
+    panels: usize,
+    mine: Range<usize>,
+    barrier: Option<&'a Barrier>,
+}
+
+impl<S: Simd, L: Layer> pulp::NullaryFnOnce for Worker<'_, S, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Worker { simd, shape, layers, panels, mine, barrier } = self;
+        let mut scratch = Scratch::new();
+        for number in 0..shape.steps() {
+            for panel in mine.clone() {
+                let direction = panel / panels;
+                // SAFETY: the caller held the operands against the shape; this worker alone owns the panel, and the step before is
+                // complete (same worker, or behind the barrier).
+                unsafe { layers[direction].step(simd, shape, direction, number, panel % panels, &mut scratch) };
+            }
+            if let Some(barrier) = barrier {
+                barrier.wait();
+            }
+        }
+        for panel in mine {
+            let direction = panel / panels;
+            // SAFETY: as above; all steps are complete.
+            unsafe { layers[direction].finish(simd, shape, direction, panel % panels, &mut scratch) };
+        }
+    }
 }
 
 /// Runs `body(worker, barrier)` for all workers at once, this thread being the first.

@@ -1,0 +1,74 @@
+//! What a run came to, as text for a terminal.
+
+use crate::table::columns;
+use crate::train::record::{RunResult, StageResult};
+use crate::train::seeds::{self, Spread};
+
+/// A line about a finished stage.
+pub fn stage_summary(result: &StageResult) -> String {
+    let percent = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2} %"));
+    let mut line = format!(
+        "{}: best epoch {} of {}, valid loss {:.3}, CER {}",
+        result.title,
+        result.best_epoch,
+        result.epochs,
+        result.valid.loss,
+        percent(result.valid.cer)
+    );
+    if let Some(test) = &result.test {
+        line.push_str(&format!(", test CER {}", percent(test.cer)));
+    }
+    line
+}
+
+/// The stages of a run as a table; below it, of several seeds, their mean and spread.
+pub fn stage_table(result: &RunResult) -> String {
+    let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+    let head = ["stage", "frozen", "epochs", "best", "valid loss", "valid CER", "test CER", "seconds", ""];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for stage in &result.stages {
+        let mark = match (result.best.as_deref() == Some(stage.stage.as_str()), stage.accepted) {
+            (true, _) => "best",
+            (false, _) if result.bests.contains(&stage.stage) => "best of its seed",
+            (false, false) => "not accepted",
+            (false, true) => "",
+        };
+        rows.push(vec![
+            stage.title.clone(),
+            format!("{}/{}", stage.frozen_groups.len(), result.groups.len()),
+            stage.epochs.to_string(),
+            stage.best_epoch.to_string(),
+            format!("{:.3}", stage.valid.loss),
+            percent(stage.valid.cer),
+            percent(test_cer(stage)),
+            format!("{:.0}", stage.seconds),
+            mark.into(),
+        ]);
+    }
+    columns(&rows) + &seed_table(result).unwrap_or_default()
+}
+
+/// Mean and standard deviation over the seeds.
+fn seed_table(result: &RunResult) -> Option<String> {
+    let groups = seeds::groups(result);
+    let head = ["mean ± standard deviation", "seeds", "valid loss", "valid CER", "test CER"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for group in &groups {
+        let spread = |of: fn(&StageResult) -> Option<f64>, digits| {
+            let spread = Spread::over(group.stages.iter().filter_map(|stage| of(stage)));
+            spread.map_or("-".to_string(), |spread| spread.written(digits))
+        };
+        rows.push(vec![
+            group.title.clone(),
+            group.stages.len().to_string(),
+            spread(|stage| Some(stage.valid.loss), 3),
+            spread(|stage| stage.valid.cer, 2),
+            spread(test_cer, 2),
+        ]);
+    }
+    (!groups.is_empty()).then(|| format!("\n{}", columns(&rows)))
+}
+
+fn test_cer(stage: &StageResult) -> Option<f64> {
+    stage.test.as_ref().and_then(|test| test.cer)
+}
