@@ -1,5 +1,6 @@
 //! Frame subsampling: every `factor`-th frame of every sequence, the first always (ESPnet's `subsample`).
 
+use crate::backend::cpu;
 use crate::device::Category;
 use crate::error::Result;
 use crate::ops::sequences::Sequences;
@@ -20,42 +21,20 @@ pub fn subsample(tape: &mut Tape, x: &Var, sequences: &Sequences, factor: usize)
     let kept = sequences.subsample(factor);
     let mut output = Tensor::uninitialized(tape.device(), &[kept.rows(), columns], Category::Activation);
     if tape.device().computes() {
-        for (from, to) in kept_rows(sequences, &kept, factor) {
-            let (from, to) = (scaled(from, columns), scaled(to, columns));
-            output.data_mut()[to].copy_from_slice(&x.tensor().data()[from]);
-        }
+        let (all, kept) = (sequences.offsets(), kept.offsets());
+        cpu::subsample::subsample(x.tensor().data(), output.data_mut(), all, kept, factor, columns);
     }
     let place = tape.wants(x);
     let (all, kept_sequences) = (sequences.clone(), kept.clone());
     let output = tape.record(&[x], output, move |gradient, backward| {
         let Some(place) = place else { return Ok(()) };
         let sink = backward.sink(place);
-        let input_gradient = sink.tensor.data_mut();
-        if !sink.add {
-            input_gradient.fill(0.0);
-        }
         if gradient.device().computes() {
-            for (from, to) in kept_rows(&all, &kept_sequences, factor) {
-                let (from, to) = (scaled(from, columns), scaled(to, columns));
-                let sums = input_gradient[from].iter_mut();
-                sums.zip(&gradient.data()[to]).for_each(|(sum, x)| *sum += x);
-            }
+            let (all, kept) = (all.offsets(), kept_sequences.offsets());
+            let sums = sink.tensor.data_mut();
+            cpu::subsample::subsample_backward(gradient.data(), sums, all, kept, factor, columns, sink.add);
         }
         Ok(())
     });
     Ok((output, kept))
-}
-
-type Rows = std::ops::Range<usize>;
-
-/// Where each kept time step's rows are, before and after: one contiguous block each, since the sequences keep their order.
-fn kept_rows(all: &Sequences, kept: &Sequences, factor: usize) -> impl Iterator<Item = (Rows, Rows)> {
-    (0..kept.steps()).map(move |time| {
-        let (from, to) = (all.offsets()[time * factor], kept.offsets()[time]);
-        (from..from + kept.active(time), to..to + kept.active(time))
-    })
-}
-
-fn scaled(rows: Rows, columns: usize) -> Rows {
-    rows.start * columns..rows.end * columns
 }

@@ -12,6 +12,7 @@ pub mod lstm;
 pub mod matmul;
 pub mod simd;
 pub mod softmax;
+pub mod subsample;
 
 #[cfg(test)]
 mod testing;
