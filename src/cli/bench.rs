@@ -2,9 +2,9 @@
 
 use crate::bench::{self, Options, Row};
 use crate::cli::Common;
-use crate::cli::output::{bytes, print, print_json};
+use crate::cli::output::{print, print_json};
 use crate::error::Result;
-use crate::table::columns;
+use crate::table::{bytes, columns};
 use crate::train::signals::write_standard_error;
 use clap::Args;
 use serde::Serialize;

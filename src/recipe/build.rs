@@ -234,41 +234,52 @@ fn check_validation(source: &Source, recipe: &Recipe) -> Result<()> {
 
 /// No key of the cascade may be given in vain, and every number of groups must fit the model.
 fn check_cascade(source: &Source, recipe: &Recipe) -> Result<()> {
-    let Cascade { strategy, inner, compositions, classifier_from, classifier_groups, reinit_seeds, .. } =
-        &recipe.cascade;
     let groups = recipe.model.groups();
-
-    match (strategy, compositions.is_empty()) {
-        (Strategy::Fixed, true) => {
-            let problem = "cascade.strategy is \"fixed\", and cascade.compositions lists nothing";
-            let remedy = "Add compositions = [[1, ...]]: the groups of each round, top first";
-            return Err(source.impossible("cascade.strategy", problem, remedy));
-        }
-        (Strategy::Fixed, false) => (),
-        (_, false) => {
-            let problem = "cascade.compositions has an effect only with cascade.strategy = \"fixed\"";
-            return Err(source.impossible("cascade.compositions", problem, "Remove it, or choose that strategy"));
-        }
-        (_, true) => (),
-    }
-    for (index, list) in compositions.iter().enumerate() {
-        let sum = list.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
-        if sum != groups || compositions[..index].contains(list) {
-            let problem = match sum == groups {
-                true => format!("cascade.compositions has {list:?} twice"),
-                false => {
-                    format!("cascade.compositions has {list:?}, which adds up to {sum}; the model has {groups} groups")
-                }
-            };
-            let remedy =
-                "Each composition is listed once and adds up to all groups: one for each layer, one for the softmax";
-            return Err(source.impossible("cascade.compositions", problem, remedy));
-        }
-    }
+    check_compositions(source, &recipe.cascade, groups)?;
+    check_classifier(source, recipe, groups)?;
+    let Cascade { strategy, inner, classifier_from, reinit_seeds, .. } = &recipe.cascade;
     if *inner == Inner::Always && *strategy != Strategy::CutSearch {
         let problem = "cascade.inner = \"always\" has an effect only with cascade.strategy = \"cut-search\"";
         return Err(source.impossible("cascade.inner", problem, "Remove it, or choose that strategy"));
     }
+    if *strategy == Strategy::None && classifier_from.is_empty() && !reinit_seeds.is_empty() {
+        let problem = "cascade.reinit_seeds is given, but nothing is ever reinitialised";
+        let remedy = "Remove it, or choose a cascade.strategy or a classifier_from";
+        return Err(source.impossible("cascade.reinit_seeds", problem, remedy));
+    }
+    Ok(())
+}
+
+fn check_compositions(source: &Source, cascade: &Cascade, groups: usize) -> Result<()> {
+    let Cascade { strategy, compositions, .. } = cascade;
+    let is_fixed = *strategy == Strategy::Fixed;
+    if is_fixed && compositions.is_empty() {
+        let problem = "cascade.strategy is \"fixed\", and cascade.compositions lists nothing";
+        let remedy = "Add compositions = [[1, ...]]: the groups of each round, top first";
+        return Err(source.impossible("cascade.strategy", problem, remedy));
+    }
+    if !is_fixed && !compositions.is_empty() {
+        let problem = "cascade.compositions has an effect only with cascade.strategy = \"fixed\"";
+        return Err(source.impossible("cascade.compositions", problem, "Remove it, or choose that strategy"));
+    }
+    for (index, list) in compositions.iter().enumerate() {
+        let sum = list.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
+        let problem = if sum != groups {
+            format!("cascade.compositions has {list:?}, which adds up to {sum}; the model has {groups} groups")
+        } else if compositions[..index].contains(list) {
+            format!("cascade.compositions has {list:?} twice")
+        } else {
+            continue;
+        };
+        let remedy =
+            "Each composition is listed once and adds up to all groups: one for each layer, one for the softmax";
+        return Err(source.impossible("cascade.compositions", problem, remedy));
+    }
+    Ok(())
+}
+
+fn check_classifier(source: &Source, recipe: &Recipe, groups: usize) -> Result<()> {
+    let Cascade { strategy, classifier_from, classifier_groups, .. } = &recipe.cascade;
     if classifier_from.is_empty() && *classifier_groups != 1 {
         let problem = "cascade.classifier_groups has an effect only with cascade.classifier_from";
         return Err(source.impossible("cascade.classifier_groups", problem, "Remove it, or add classifier_from"));
@@ -285,11 +296,6 @@ fn check_cascade(source: &Source, recipe: &Recipe) -> Result<()> {
     if !classifier_from.is_empty() && *strategy == Strategy::FreezeBottom {
         let problem = "cascade.classifier_from freezes the top, and cascade.strategy is \"freeze-bottom\"";
         return Err(source.impossible("cascade.classifier_from", problem, "Remove one of them"));
-    }
-    if *strategy == Strategy::None && classifier_from.is_empty() && !reinit_seeds.is_empty() {
-        let problem = "cascade.reinit_seeds is given, but nothing is ever reinitialised";
-        let remedy = "Remove it, or choose a cascade.strategy or a classifier_from";
-        return Err(source.impossible("cascade.reinit_seeds", problem, remedy));
     }
     Ok(())
 }

@@ -41,34 +41,36 @@ fn errors(run: &RunView, stages: &Finished) -> String {
     let test_of = |result: &StageResult| result.test.as_ref().and_then(|test| run.criterion.of(test));
     let all = stages.iter().flat_map(|(_, result)| [Some(result.criterion_value), test_of(result)]).flatten();
     let full = all.filter(|value| value.is_finite()).fold(0.0, f64::max);
-    let baseline_of = |stage: &StageView| {
-        run.baseline_of(stage.seed()).map(|(_, result)| result.criterion_value).filter(|value| value.is_finite())
-    };
-    let mut rows = String::new();
+    let has_test = stages.iter().any(|(_, result)| test_of(result).is_some());
+    let (mut rows, mut has_mark) = (String::new(), false);
     for (stage, result) in stages {
-        let mut bars =
-            format!("<i class=\"bar {}\" style=\"width:{}\"></i>", stage.colour, width(result.criterion_value, full));
+        let bar = |class: &str, value: f64| {
+            format!("<i class=\"bar {class}{}\" style=\"width:{}\"></i>", stage.colour, width(value, full))
+        };
+        let mut bars = bar("", result.criterion_value);
         let mut text = format!("<b>{}</b>{unit}", score(result.criterion_value));
         if let Some(test) = test_of(result) {
-            bars.push_str(&format!(
-                "<i class=\"bar thin {}\" style=\"width:{}\"></i>",
-                stage.colour,
-                width(test, full)
-            ));
+            bars.push_str(&bar("thin ", test));
             text.push_str(&format!(" <small>test {}</small>", score(test)));
         }
-        if let Some(joint) = baseline_of(stage) {
+        let joint = run.baseline_of(stage.seed()).map(|(_, joint)| joint.criterion_value);
+        if let Some(joint) = joint.filter(|value| value.is_finite()) {
             bars.push_str(&format!("<i class=\"mark\" style=\"left:{}\"></i>", width(joint, full)));
+            has_mark = true;
         }
         rows.push_str(&row(stage, &bars, &text));
     }
-    let thin = if stages.iter().any(|(_, result)| test_of(result).is_some()) {
-        "thick: validation, thin: test"
-    } else {
-        "validation"
-    };
-    let mark = if rows.contains("class=\"mark\"") { "; the line is joint training" } else { "" };
-    format!("<div class=\"panel\"><h4>Error <small>{name}{unit}, {thin}{mark}</small></h4>\n{rows}</div>\n")
+    let mut legend = String::new();
+    if has_test {
+        legend.push_str("<span><i class=\"key\"></i>validation</span><span><i class=\"key thin\"></i>test</span>");
+    }
+    if has_mark {
+        legend.push_str("<span><i class=\"key mark\"></i>joint training</span>");
+    }
+    let of = if has_test { "" } else { ", validation" };
+    format!(
+        "<div class=\"panel\"><h4>Error <small>{name}{of}</small></h4>\n{rows}<p class=\"legend small\">{legend}</p></div>\n"
+    )
 }
 
 fn times(stages: &Finished) -> String {

@@ -1,6 +1,8 @@
 //! Learning curves: one small chart per measure, a line per stage, drawn as SVG. Colours come from `style.css`, so that they
 //! follow the reader's theme; seeds differ by line pattern, and the best epoch of each stage is a ring.
 
+use std::collections::BTreeSet;
+
 use crate::train::record::EpochRecord;
 
 use super::html::{decimal, escape};
@@ -44,7 +46,8 @@ pub fn section(run: &RunView) -> Option<String> {
     ))
 }
 
-/// An entry for each stage; where seeds multiply them, one for each colour and one for each line pattern.
+/// An entry for each stage; where seeds multiply them, one for each colour and one for each line pattern. The stages of a wide search
+/// for which no colour is left share one, and an entry.
 fn legend(stages: &[&StageView]) -> String {
     let mut entries: Vec<String> = Vec::new();
     let mut add = |sample: String, text: &str| {
@@ -53,8 +56,12 @@ fn legend(stages: &[&StageView]) -> String {
             entries.push(entry);
         }
     };
+    let kind = |stage: &StageView| stage.title.split(", ").next().unwrap_or_default().to_string();
     for stage in stages {
-        add(sample(&stage.colour, ""), stage.title.split(", ").next().unwrap_or_default());
+        let same_colour = stages.iter().filter(|other| other.colour == stage.colour);
+        let kinds: BTreeSet<String> = same_colour.map(|other| kind(other)).collect();
+        let text = if kinds.len() > 1 { format!("{} others", kinds.len()) } else { kind(stage) };
+        add(sample(&stage.colour, ""), &text);
     }
     for stage in stages {
         if let Some((_, variant)) = stage.title.split_once(", ") {
@@ -230,8 +237,10 @@ impl Scale {
             .find(|step| *step >= raw * 0.999)
             .unwrap_or(raw);
         let below = if low >= 0.0 && low <= room { 0.0 } else { ((low / step).floor() * step).max(f64::MIN / 4.0) };
-        let above = ((high / step).ceil() * step).min(f64::MAX / 4.0).max(below + step);
-        let number = (((above - below) / step).round() as usize).min(20);
+        // Up to the next tick, or a little above the highest value where that tick is far.
+        let above = ((high / step).ceil() * step).min(high + 0.12 * room);
+        let above = above.min(f64::MAX / 4.0).max(below + step);
+        let number = (((above - below) / step + 1e-6) as usize).min(20);
         let ticks = (0..=number).map(|index| below + index as f64 * step).collect();
         Scale { low: below, high: above, logarithmic: false, ticks }
     }
@@ -308,7 +317,8 @@ mod tests {
             scale.ticks.iter().map(|tick| scale.label(*tick)).collect::<Vec<_>>()
         };
         assert_eq!(labels(&[0.0, 98.0]), ["0", "25", "50", "75", "100"]);
-        assert_eq!(labels(&[15.1, 17.2]), ["15.0", "16.0", "17.0", "18.0"].map(|l| l.trim_end_matches(".0")));
+        assert_eq!(labels(&[15.1, 17.2]), ["15", "16", "17"]);
+        assert_eq!(labels(&[0.0, 105.0]), ["0", "50", "100"]);
         assert_eq!(labels(&[10.0, 95.0]), ["10", "15", "20", "30", "40", "50", "70", "100"]);
         assert!(Scale::over(std::iter::empty()).is_none());
     }

@@ -46,8 +46,7 @@ pub fn header(run: &RunView, among_others: bool) -> String {
 
 /// `17.2 % joint -> 15.1 % M(1,1,3), 12.4 % lower`, or why there is no such comparison.
 fn result_line(run: &RunView) -> String {
-    let criterion = &run.criterion;
-    let Some((best, best_result)) = run.best() else {
+    let Some(best) = run.best() else {
         let text = match run.stages.is_empty() {
             true => "No epoch has been trained yet.",
             false if run.data.result.stages.is_empty() => {
@@ -57,55 +56,63 @@ fn result_line(run: &RunView) -> String {
         };
         return format!("<p class=\"empty\">{text}</p>");
     };
-    let figure = |label: &str, stage: &StageView, result: &StageResult, class: &str| {
-        let test = result.test.as_ref().and_then(|test| criterion.of(test));
-        let test = test.map_or(String::new(), |value| format!(" · test {}{}", score(value), criterion.unit));
-        format!(
-            "<div class=\"figure {class}\"><span class=\"label\">{label}</span><b>{}<small>{}</small></b>\
-             <span class=\"note\">{}{test}</span></div>",
-            score(result.criterion_value),
-            criterion.unit,
-            stage.title,
-        )
-    };
-    let name = &criterion.name;
-    let sentence = match run.baseline() {
-        Some((joint, _)) if joint.id == best.id => {
-            let figures = figure(&format!("Joint training, validation {name}"), best, best_result, "winner");
-            let others = run.finished_stages().filter(|(stage, _)| stage.id != best.id).count();
+    let told = |figures: String, text: String| format!("{figures}<div class=\"verdict\"><p>{text}</p></div>");
+    let line = match run.baseline() {
+        Some((joint, _)) if joint.id == best.0.id => {
+            let others = run.finished_stages().filter(|(stage, _)| stage.id != joint.id).count();
             let text = match others {
                 0 => "Joint training is the only stage so far.".to_string(),
                 1 => "The other stage did not improve on joint training.".to_string(),
                 others => format!("None of the {others} other stages improved on joint training."),
             };
-            format!("{figures}<div class=\"verdict\"><p>{text}</p></div>")
+            told(figure(run, "Joint training", best, "winner"), text)
         }
-        Some((joint, joint_result)) => {
-            let change = gain(joint_result.criterion_value, best_result.criterion_value);
-            let on_test = (joint_result.test.as_ref().and_then(|test| criterion.of(test)))
-                .zip(best_result.test.as_ref().and_then(|test| criterion.of(test)))
-                .and_then(|(joint, best)| gain(joint, best));
-            let change = change.map_or("no relative change".to_string(), relative);
-            let on_test = on_test
-                .map_or(String::new(), |gain| format!("<span class=\"note\">on test: {}</span>", relative(gain)));
-            format!(
-                "{}<span class=\"arrow\" aria-hidden=\"true\"></span>{}<div class=\"verdict\"><b>{change}</b>\
-                 <span class=\"note\">relative, validation {name}</span>{on_test}</div>",
-                figure(&format!("Joint training, validation {name}"), joint, joint_result, ""),
-                figure(&format!("Best stage, validation {name}"), best, best_result, "winner"),
-            )
-        }
+        Some(joint) => comparison(run, joint, best),
         None => {
-            let figures = figure(&format!("Best stage, validation {name}"), best, best_result, "winner");
-            let from =
-                best_result.classifier_from.as_deref().filter(|from| !run.stages.iter().any(|stage| stage.id == *from));
-            let text = from.map_or("This run has no joint stage to compare with.".to_string(), |from| {
-                format!("This run has no joint stage: its classifier comes from <code>{}</code>.", escape(from))
-            });
-            format!("{figures}<div class=\"verdict\"><p>{text}</p></div>")
+            let outside = |from: &&str| !run.stages.iter().any(|stage| stage.id == *from);
+            let text = match best.1.classifier_from.as_deref().filter(outside) {
+                None => "This run has no joint stage to compare with.".to_string(),
+                Some(from) => {
+                    format!("This run has no joint stage: its classifier comes from <code>{}</code>.", escape(from))
+                }
+            };
+            told(figure(run, "Best stage", best, "winner"), text)
         }
     };
-    format!("<div class=\"headline\">{sentence}</div>")
+    format!("<div class=\"headline\">{line}</div>")
+}
+
+/// A finished stage.
+type Finished<'a> = (&'a StageView<'a>, &'a StageResult);
+
+/// The best stage against joint training.
+fn comparison(run: &RunView, joint: Finished, best: Finished) -> String {
+    let test = |(_, result): Finished| result.test.as_ref().and_then(|test| run.criterion.of(test));
+    let change = gain(joint.1.criterion_value, best.1.criterion_value);
+    let on_test = test(joint).zip(test(best)).and_then(|(joint, best)| gain(joint, best));
+    format!(
+        "{}<span class=\"arrow\" aria-hidden=\"true\"></span>{}<div class=\"verdict\"><b>{}</b>\
+         <span class=\"note\">relative, validation {}</span>{}</div>",
+        figure(run, "Joint training", joint, ""),
+        figure(run, "Best stage", best, "winner"),
+        change.map_or("no relative change".to_string(), relative),
+        run.criterion.name,
+        on_test.map_or(String::new(), |gain| format!("<span class=\"note\">on test: {}</span>", relative(gain))),
+    )
+}
+
+fn figure(run: &RunView, label: &str, (stage, result): Finished, class: &str) -> String {
+    let criterion = &run.criterion;
+    let test = result.test.as_ref().and_then(|test| criterion.of(test));
+    let test = test.map_or(String::new(), |value| format!(" · test {}{}", score(value), criterion.unit));
+    format!(
+        "<div class=\"figure {class}\"><span class=\"label\">{label}, validation {}</span><b>{}<small>{}</small></b>\
+         <span class=\"note\">{}{test}</span></div>",
+        criterion.name,
+        score(result.criterion_value),
+        criterion.unit,
+        stage.title,
+    )
 }
 
 /// How much lower the second is, in per cent of the first.

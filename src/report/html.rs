@@ -1,5 +1,7 @@
 //! Escaping and the ways numbers are written. All text from a record goes through [`escape`].
 
+pub use crate::table::bytes;
+
 /// Makes text safe between tags and inside double-quoted attributes. Control characters, which HTML forbids, become U+FFFD.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -60,17 +62,6 @@ pub fn count(value: u64) -> String {
     }
 }
 
-/// 1.5 MiB
-pub fn bytes(value: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut size, mut unit) = (value as f64, 0);
-    while size >= 1023.95 && unit + 1 < units.len() {
-        size /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{value} B") } else { format!("{size:.1} {}", units[unit]) }
-}
-
 /// 3 h 05 min, 6 min 48 s, 2.3 s
 pub fn seconds(value: f64) -> String {
     if !value.is_finite() || value < 0.0 {
@@ -109,10 +100,6 @@ mod tests {
     fn numbers_read_as_people_write_them() {
         assert_eq!([whole(0), whole(999), whole(41_309), whole(1_000_000)], ["0", "999", "41,309", "1,000,000"]);
         assert_eq!([count(16_692), count(6_702_132), count(999)], ["17 k", "6.70 M", "999"]);
-        assert_eq!(
-            [bytes(0), bytes(1023), bytes(1536), bytes(1024 * 1024 * 1024)],
-            ["0 B", "1023 B", "1.5 KiB", "1.0 GiB"]
-        );
         assert_eq!(
             [seconds(2.34), seconds(59.7), seconds(408.0), seconds(11_100.0)],
             ["2.3 s", "1 min 00 s", "6 min 48 s", "3 h 05 min"]

@@ -164,34 +164,25 @@ fn draw(run: &RunView, stages: &[(&StageView, &StageResult)]) -> String {
         }
         svg.push_str(&foot(stage.verdict(true), x + BOX_WIDTH / 2, bottom));
         svg.push_str("</g>\n");
-        let frozen_rows = result.frozen_groups.iter().filter(|group| **group < groups);
-        let middle = |group: usize| box_y(group) + BOX_HEIGHT / 2;
-        match source_of(result) {
-            Some(source) if source.abs_diff(index) > 1 => {
-                svg.push_str(&arc(
-                    column_x(source) + BOX_WIDTH / 2,
-                    x + BOX_WIDTH / 2,
-                    arcs,
-                    arc_height(source.abs_diff(index)),
-                ));
-            }
-            // From the column before, or from outside the run: an arrow into each frozen box.
-            source => {
-                let length = if source.is_some() { COLUMN_GAP - 3 } else { 20 };
-                let outside = if source.is_some() { "" } else { " outside" };
-                for group in frozen_rows {
-                    svg.push_str(&format!(
-                        "<path class=\"arrow{outside}\" marker-end=\"url(#head)\" d=\"M{} {y}H{}\"/>\n",
-                        x.saturating_sub(length + 1),
-                        x.saturating_sub(2),
-                        y = middle(*group),
-                    ));
-                }
-            }
-        }
+        let frozen = result.frozen_groups.iter().filter(|group| **group < groups);
+        let middles = frozen.map(|group| box_y(*group) + BOX_HEIGHT / 2);
+        svg.push_str(&arrows(source_of(result), index, arcs, middles));
     }
     svg.push_str("</svg>");
     svg
+}
+
+/// From column `source` to the frozen boxes of column `column`, whose middles are at these heights: one arc over the columns between, or
+/// an arrow into each box from the column before or from outside the run.
+fn arrows(source: Option<usize>, column: usize, arcs: usize, middles: impl Iterator<Item = usize>) -> String {
+    let centre = |column: usize| column_x(column) + BOX_WIDTH / 2;
+    if let Some(source) = source.filter(|source| source.abs_diff(column) > 1) {
+        return arc(centre(source), centre(column), arcs, arc_height(source.abs_diff(column)));
+    }
+    let (class, length) = if source.is_some() { ("arrow", COLUMN_GAP - 3) } else { ("arrow outside", 20) };
+    let (from, to) = (column_x(column) - length - 1, column_x(column) - 2);
+    let arrow = |y: usize| format!("<path class=\"{class}\" marker-end=\"url(#head)\" d=\"M{from} {y}H{to}\"/>\n");
+    middles.map(arrow).collect()
 }
 
 fn arc_height(span: usize) -> usize {
@@ -201,8 +192,7 @@ fn arc_height(span: usize) -> usize {
 /// Over the columns between, from the head of one to the head of another.
 fn arc(from: usize, to: usize, base: usize, height: usize) -> String {
     // A cubic curve rises to three quarters of its control points.
-    let (base, lift) =
-        (base + 2, base.saturating_sub(height * 4 / 3) as i64 - (height as i64 * 4 / 3 - base as i64).max(0));
+    let (base, lift) = (base + 2, base as i64 - (height * 4 / 3) as i64);
     format!(
         "<path class=\"arrow\" marker-end=\"url(#head)\" d=\"M{from} {base}C{from} {lift} {to} {lift} {to} {base}\"/>\n"
     )

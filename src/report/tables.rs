@@ -108,7 +108,7 @@ fn stage_row(run: &RunView, stage: &StageView, valid: &[&Column], test: &[&Colum
     )
 }
 
-/// `top 2: softmax, blstm-4`, from the top.
+/// `softmax, blstm-4`: from the top, and of many the ends.
 fn frozen(run: &RunView, result: &StageResult) -> String {
     let groups = run.groups();
     if result.frozen_groups.is_empty() {
@@ -143,7 +143,9 @@ pub fn movement(run: &RunView) -> Option<String> {
     let moved = |result: &StageResult, layer: &str| {
         result.movement.iter().find(|movement| movement.layer == layer).map(|movement| movement.sum_absolute_change)
     };
-    let heads: String = layers.iter().map(|layer| format!("<th class=\"n\">{}</th>", escape(layer))).collect();
+    // What all names begin with says nothing and makes the table too wide for the page.
+    let short = |layer: &&str| escape(layer.strip_prefix("encoder.").unwrap_or(layer));
+    let heads: String = layers.iter().map(|layer| format!("<th class=\"n\">{}</th>", short(layer))).collect();
     let mut rows = String::new();
     for (stage, result) in run.finished_stages() {
         // Against joint training of the same seed.

@@ -261,11 +261,8 @@ fn a_layer_that_moved_further_than_in_joint_training_says_how_much() {
     data.result.stages[1].movement[0].sum_absolute_change = 24_500.0;
     let page = render(&[data]);
     assert!(page.contains("24,500<small>×1.23</small>"), "24500 / 20000 = 1.225");
-    let top = page.find("encoder.proj.2").expect("a column");
-    assert!(
-        top < page.find("encoder.blstm.0").expect("a column"),
-        "the top layer comes first, as in ICLR 2020, Table 1"
-    );
+    let column = |layer: &str| page.find(&format!("<th class=\"n\">{layer}</th>")).expect("a column");
+    assert!(column("proj.2") < column("blstm.0"), "the top layer comes first, as in ICLR 2020, Table 1");
 }
 
 #[test]
@@ -452,6 +449,23 @@ fn a_wide_search_has_a_column_and_a_row_for_each_stage() {
     assert_whole(&page);
     assert_eq!(page.matches("<g class=\"column ").count(), 16);
     assert_eq!(page.matches("class=\"badge ").count(), 16);
+}
+
+#[test]
+fn the_utterances_with_the_most_errors_come_first() {
+    let page = render(&[greedy_run()]);
+    let place = |id: &str| page.find(&format!("<h4>{id}</h4>")).expect("an utterance");
+    assert!(place("fash-an253-b") < place("fash-an251-b"), "the stages have eight errors there, and two here");
+}
+
+#[test]
+fn stages_that_share_a_colour_share_an_entry_of_the_legend() {
+    let page = render(&[exhaustive_run()]);
+    let legend = page.split("<h2>Learning curves</h2>").nth(1).expect("curves");
+    let legend = legend.split("</p>").next().expect("the legend's end");
+    // Joint training, six with a colour of their own, nine others, and what the ring means.
+    assert_eq!(legend.matches("<span>").count(), 9);
+    assert!(legend.contains("9 others"));
 }
 
 #[test]

@@ -13,7 +13,7 @@ const OPEN: usize = 6;
 /// Of more stages than these, only the best and joint training are open.
 const OPEN_STAGES: usize = 6;
 
-/// `None` if no stage kept samples.
+/// Those with the most errors come first: where nothing went wrong there is nothing to see. `None` if no stage kept samples.
 pub fn section(run: &RunView) -> Option<String> {
     let mut utterances: Vec<&Transcript> = Vec::new();
     for sample in run.finished_stages().flat_map(|(_, result)| &result.samples) {
@@ -24,8 +24,10 @@ pub fn section(run: &RunView) -> Option<String> {
     if utterances.is_empty() {
         return None;
     }
+    // The sort is stable: equally bad ones stay in the order of their ids.
+    utterances.sort_by_key(|utterance| std::cmp::Reverse(errors(run, utterance)));
     let legend = "<p class=\"legend marks\"><span><b class=\"sub\">heard</b><del class=\"was\">said</del> substituted</span>\
-        <span><span class=\"del\">−<del>word</del></span> left out</span><span><span class=\"ins\">+<ins>word</ins></span> put in</span></p>\n";
+        <span><span class=\"del\">−<del>word</del></span> left out</span><span><span class=\"ins\">+<ins>word</ins></span> put in</span><span>most errors first</span></p>\n";
     let blocks: Vec<String> = utterances.iter().map(|sample| utterance(run, sample)).collect();
     let (open, folded) = blocks.split_at(blocks.len().min(OPEN));
     let folded = match folded.len() {
@@ -33,6 +35,12 @@ pub fn section(run: &RunView) -> Option<String> {
         number => format!("<details><summary>{number} more utterances</summary>\n{}</details>\n", folded.concat()),
     };
     Some(format!("{legend}{}{folded}", open.concat()))
+}
+
+/// Of all stages together.
+fn errors(run: &RunView, utterance: &Transcript) -> usize {
+    let samples = run.finished_stages().flat_map(|(_, result)| &result.samples);
+    samples.filter(|sample| sample.utterance == utterance.utterance).map(|sample| aligned(sample).2.distance()).sum()
 }
 
 fn utterance(run: &RunView, sample: &Transcript) -> String {
@@ -61,11 +69,17 @@ fn utterance(run: &RunView, sample: &Transcript) -> String {
     format!("<div class=\"utterance\"><h4>{}</h4><dl>\n{rows}</dl>{folded}</div>\n", escape(&sample.utterance))
 }
 
-fn hypothesis(stage: &StageView, sample: &Transcript) -> String {
+/// The words of the reference and of the hypothesis, and how the one becomes the other.
+fn aligned(sample: &Transcript) -> (Vec<&str>, Vec<&str>, Alignment) {
     let reference: Vec<&str> = sample.reference.split_whitespace().collect();
     let heard: Vec<&str> = sample.hypothesis.split_whitespace().collect();
     let alignment = align(&reference, &heard);
-    let errors = match alignment.substitutions + alignment.deletions + alignment.insertions {
+    (reference, heard, alignment)
+}
+
+fn hypothesis(stage: &StageView, sample: &Transcript) -> String {
+    let (reference, heard, alignment) = aligned(sample);
+    let errors = match alignment.distance() {
         0 => "<span class=\"right\">✓ no error</span>".to_string(),
         1 => "1 error".to_string(),
         many => format!("{many} errors"),

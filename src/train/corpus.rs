@@ -39,12 +39,12 @@ impl Corpus {
     /// # Errors
     /// Data that is missing, inconsistent, or not what the token list and the feature options say.
     pub fn open(recipe: &Recipe, frontend: Option<Frontend>, keep_normalization: bool, mode: Mode) -> Result<Self> {
+        let (train, frontend) = open_training_set(recipe, frontend, keep_normalization, mode)?;
         let Batch::Speech { utterances, max_frames, max_labels } = recipe.batch else {
             return Err(
                 Error::key("batch", "has no limits for speech").remedy("Give utterances, max_frames, max_labels")
             );
         };
-        let (train, frontend) = open_training_set(recipe, frontend, keep_normalization, mode)?;
         let train = Arc::new(train);
         let held_out = |path: &Path| frontend.open_set(path, mode).map(Arc::new);
         let valid = match &recipe.data.valid {

@@ -78,27 +78,22 @@ impl PitchExtractor {
 
     /// Correlation and pitch of every frame. `samples` are on the scale of 16-bit integers.
     pub fn compute(&self, samples: &[f32]) -> Vec<RawPitch> {
+        let FeatureOptions { frames_per_chunk, frame_shift, simulate_first_pass_online, .. } = self.options;
+        let seconds = frames_per_chunk as f64 * frame_shift / 1000.0;
+        let chunk =
+            if frames_per_chunk == 0 { samples.len() } else { (seconds * f64::from(self.sample_rate)) as usize };
         let mut tracker = Tracker::new(self);
-        if self.options.frames_per_chunk == 0 {
-            tracker.accept(samples);
-            tracker.finish();
-            return tracker.ready();
-        }
-        let seconds = self.options.frames_per_chunk as f64 * self.options.frame_shift / 1000.0;
-        let chunk = ((seconds * f64::from(self.sample_rate)) as usize).max(1);
-        let mut first_pass = Vec::new();
-        for part in samples.chunks(chunk) {
+        let mut pitch = Vec::new();
+        for part in samples.chunks(chunk.max(1)) {
             tracker.accept(part);
-            if self.options.simulate_first_pass_online {
-                first_pass.extend(tracker.ready_from(first_pass.len()));
+            if simulate_first_pass_online {
+                // As it is known so far, whatever later chunks will say.
+                pitch.extend(tracker.ready_from(pitch.len()));
             }
         }
         tracker.finish();
-        if !self.options.simulate_first_pass_online {
-            return tracker.ready();
-        }
-        first_pass.extend(tracker.ready_from(first_pass.len()));
-        first_pass
+        pitch.extend(tracker.ready_from(pitch.len()));
+        pitch
     }
 }
 

@@ -83,11 +83,7 @@ impl<'a> Tracker<'a> {
         }
     }
 
-    /// The pitch of the frames that are known.
-    pub fn ready(&self) -> Vec<RawPitch> {
-        self.ready_from(0)
-    }
-
+    /// The pitch of the frames that are known, from frame `first` on.
     pub fn ready_from(&self, first: usize) -> Vec<RawPitch> {
         let known = &self.path[first.min(self.path.len() - self.latency)..self.path.len() - self.latency];
         known.iter().map(|&(lag, nccf)| RawPitch { nccf, pitch: 1.0 / self.extractor.lags[usize::from(lag)] }).collect()
