@@ -301,7 +301,7 @@ void Block::barrier(State kind, Site site) {
                 grid_target = arrived / grid_blocks * grid_blocks + grid_blocks;
                 has_arrived = true;
             } else if (!shape->cooperative && !grid_barrier_is_open()) {
-                fail("grid_wait at " + text_of(site) + " for blocks that may not run, in a launch that is not cooperative");
+                fail("grid_wait at ", site, " for blocks that may not run, in a launch that is not cooperative");
             }
             return leave(Outcome::WaitsForGrid);
         }
@@ -341,7 +341,7 @@ void Block::grid_wait(unsigned *state, unsigned count, Site site) {
         grid_blocks = 0;
         grid_target = count;
     } else if (state != grid_state || count != grid_target) {
-        fail("grid_wait at " + text_of(site) + " for another state or number of arrivals than the threads before");
+        fail("grid_wait at ", site, " for another state or number of arrivals than the threads before");
     }
     barrier(State::GridBarrier, site);
 }
