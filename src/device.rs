@@ -3,7 +3,7 @@
 //! Three kinds. `cpu` and `cuda` compute. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
 //! that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
 
-use crate::backend::cuda::context::Context;
+use crate::backend::cuda::context::{Context, Recording};
 use crate::backend::cuda::{self, matmul::Arithmetic};
 use crate::error::{Error, Result, Subject};
 use std::collections::BTreeMap;
@@ -164,6 +164,11 @@ impl Device {
 
     pub fn set_arithmetic(&self, arithmetic: Arithmetic) {
         *self.0.arithmetic.lock().unwrap_or_else(PoisonError::into_inner) = arithmetic;
+    }
+
+    /// Begins a training step, on a GPU: what is asked of it runs when the recording is run.
+    pub fn record(&self) -> Option<Recording> {
+        self.0.context.as_ref().map(Context::record)
     }
 
     /// The first error of a GPU, whose errors are sticky; a CPU has none.

@@ -360,31 +360,39 @@ impl CublasLt {
         self.workspace
     }
 
-    /// Puts a product on the stream. Says no, and does nothing, if the library has no algorithm for it.
-    ///
-    /// The first product of a shape asks the heuristic, so it should not be one that is captured.
+    /// Whether the library has an algorithm for this product. The first of a shape asks the heuristic.
     ///
     /// # Errors
     /// What the library says.
-    ///
-    /// # Safety
-    /// The pointers hold what the product reads and writes, and the GPU's context is current.
-    pub unsafe fn product(&self, product: &Product) -> Result<bool, String> {
-        let Product { m, n, k, a, b, c, accumulate, .. } = *product;
+    pub fn takes(&self, product: &Product) -> Result<bool, String> {
+        let Product { m, n, k, a, b, .. } = *product;
         // Nothing to compute with, or two types of operands, which the library does not mix.
         if m == 0 || n == 0 || k == 0 || a.storage != b.storage {
             return Ok(false);
         }
         let shape = Shape::new(product);
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepared = match prepared.get(&shape) {
-            Some(known) => known,
+        Ok(match prepared.get(&shape) {
+            Some(known) => known.is_some(),
             None => {
                 let new = self.prepare(&shape)?;
-                prepared.entry(shape).or_insert(new)
+                prepared.entry(shape).or_insert(new).is_some()
             }
-        };
-        let Some(prepared) = prepared else { return Ok(false) };
+        })
+    }
+
+    /// Puts a product that the library [takes](Self::takes) on the stream.
+    ///
+    /// # Errors
+    /// What the library says.
+    ///
+    /// # Safety
+    /// The pointers hold what the product reads and writes, and the GPU's context is current.
+    pub unsafe fn product(&self, product: &Product) -> Result<(), String> {
+        let Product { a, b, c, accumulate, .. } = *product;
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = prepared.get(&Shape::new(product)).and_then(Option::as_ref);
+        let prepared = prepared.ok_or("a product that was not asked for before")?;
         let (alpha, beta) = (1.0_f32, if accumulate { 1.0_f32 } else { 0.0 });
         let [b_layout, a_layout, c_layout] = prepared.layouts;
         // SAFETY: the layouts describe the operands; the caller's pointers; the scalars are read before the call returns.
@@ -408,8 +416,7 @@ impl CublasLt {
                 self.stream.cast(),
             )
         };
-        self.library.check("launching a product", status)?;
-        Ok(true)
+        self.library.check("launching a product", status)
     }
 
     /// Describes a product and chooses its algorithm; none if the library has none.

@@ -3,7 +3,7 @@
 //! Device memory is host memory that starts as NaN. Captured work is noted and run when it is replayed, as on a GPU. The order
 //! in which threads run is chosen when the device is opened: no result may depend on it.
 
-use super::driver::{Argument, Driver, Function, Graph, Launch, Pointer, Properties};
+use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::emulator::{self, Order};
 use crate::error::{Error, Result, Subject};
 use std::alloc::{Layout, alloc, dealloc};
@@ -223,6 +223,45 @@ impl Driver for Emulated {
             }
         }
         self.submit(Work::Launch(function, *launch, arguments.to_vec()))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostPointer> {
+        self.allocate(bytes)
+    }
+
+    unsafe fn release_host(&self, pointer: HostPointer) {
+        // SAFETY: the caller's.
+        unsafe { self.release(pointer) };
+    }
+
+    unsafe fn send(&self, to: Pointer, from: HostPointer, bytes: usize) -> Result<()> {
+        self.forbid_capture("sending")?;
+        self.run(&Work::Copy(to, from, bytes))
+    }
+
+    unsafe fn receive(&self, to: HostPointer, from: Pointer, bytes: usize) -> Result<()> {
+        self.forbid_capture("receiving")?;
+        self.run(&Work::Copy(to, from, bytes))
+    }
+
+    // Work is done when it is submitted, so an event has always happened.
+
+    fn event(&self) -> Result<Event> {
+        Ok(Event(0))
+    }
+
+    fn release_event(&self, _: Event) {}
+
+    fn signal(&self, _: Event, _: Lane) -> Result<()> {
+        self.forbid_capture("a signal")
+    }
+
+    fn await_signal(&self, _: Event, _: Lane) -> Result<()> {
+        self.forbid_capture("awaiting a signal")
+    }
+
+    fn wait_for(&self, _: Event) -> Result<()> {
+        self.forbid_capture("waiting")
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The CUDA backend. Kernels are in `kernels/`, one file per family of operations; here, one file per operation, is what launches them.
 //!
 //! - [`driver`]: what is asked of a GPU. [`gpu`]: a real one. `emulated`: the kernels on the CPU, thread by thread, for tests.
-//! - [`arena`], [`context`]: memory of a step, sticky errors, counters. [`embedded`]: the compiled kernels in this binary.
+//! - [`arena`], [`context`]: memory of a step, sticky errors, counters. `step`: steps as lists of work and as graphs. [`embedded`]: the compiled kernels in this binary.
 
 pub mod arena;
 pub mod context;
@@ -22,6 +22,7 @@ pub mod matmul;
 pub mod optim;
 pub mod sequences;
 pub mod softmax;
+mod step;
 #[cfg(all(test, feature = "emulator"))]
 pub(crate) mod testing;
 #[cfg(all(test, feature = "emulator"))]
