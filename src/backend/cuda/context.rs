@@ -4,6 +4,7 @@
 //! learner does, at the end of every step) gets it. So tensors can be made and dropped without a `Result` in every hand.
 
 use super::arena::Arena;
+use super::counted::Counted;
 use super::driver::{Argument, Driver, Function, Launch, Pointer, Properties};
 use super::matmul::Product;
 use super::step::{Cell, List, Recorder};
@@ -32,6 +33,8 @@ struct State {
     /// What the arena's offsets mean: chunks by their first offset.
     chunks: Vec<Chunk>,
     functions: HashMap<(&'static str, &'static str), Function>,
+    /// How many blocks fit at the same time, by kernel, threads and shared memory of a block.
+    resident: HashMap<(u64, u32, u32), u32>,
     recorder: Recorder,
     failure: Option<Failure>,
 }
@@ -202,6 +205,11 @@ impl Context {
         Buffer { pointer, bytes, owner, context: self.clone() }
     }
 
+    /// A device like this one that counts what it is asked for, and does nothing.
+    pub fn counted(self: &Arc<Self>) -> Arc<Self> {
+        Self::new("plan", Box::new(Counted::new(self.clone())))
+    }
+
     /// Begins a step: until it is run, work is noted ([`super::step`]).
     pub fn record(self: &Arc<Self>) -> Recording {
         self.with_recorder(Recorder::begin);
@@ -339,8 +347,14 @@ impl Context {
 
     /// The most blocks of this launch that run at the same time; 0 after an error.
     pub fn resident_blocks(&self, file: &'static str, kernel: &'static str, launch: &Launch) -> u32 {
-        let function = self.function(file, kernel);
-        function.and_then(|function| self.sticky(self.driver.resident_blocks(function, launch))).unwrap_or(0)
+        let Some(function) = self.function(file, kernel) else { return 0 };
+        let key = (function.0, launch.threads.iter().product(), launch.shared);
+        if let Some(&blocks) = self.state().resident.get(&key) {
+            return blocks;
+        }
+        let Some(blocks) = self.sticky(self.driver.resident_blocks(function, launch)) else { return 0 };
+        self.state().resident.insert(key, blocks);
+        blocks
     }
 
     fn function(&self, file: &'static str, kernel: &'static str) -> Option<Function> {

@@ -14,6 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const MULTIPROCESSORS: u32 = 4;
 const SHARED_PER_BLOCK: u32 = 227 * 1024;
 const MEMORY: u64 = 8 << 30;
+/// Bytes that it has instead.
+const MEMORY_VARIABLE: &str = "HEADFIRST_EMULATOR_MEMORY";
 const ALIGNMENT: usize = 256;
 /// Bytes before and behind every allocation that nothing may write.
 const GUARD: usize = 256;
@@ -47,12 +49,13 @@ enum Work {
 
 impl Emulated {
     pub fn new(order: Order) -> Self {
+        let memory = std::env::var(MEMORY_VARIABLE).ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(MEMORY);
         let properties = Properties {
             name: "emulator".into(),
             capability: (9, 0),
             multiprocessors: MULTIPROCESSORS,
             shared_per_block: SHARED_PER_BLOCK,
-            memory: MEMORY,
+            memory,
             cooperative: true,
         };
         Emulated { properties, order, state: Mutex::default() }
@@ -141,7 +144,7 @@ impl Driver for Emulated {
     }
 
     fn free_memory(&self) -> Result<u64> {
-        Ok(MEMORY - self.state().allocated)
+        Ok(self.properties.memory - self.state().allocated)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Pointer> {

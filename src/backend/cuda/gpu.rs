@@ -106,7 +106,16 @@ impl Gpu {
             check(sys::cuStreamCreate(&raw mut copies, flags))?;
         }
         let properties = properties(&name, device)?;
-        Ok(Gpu { name, device, context, stream, copies, properties, modules: Mutex::default(), library: OnceLock::new() })
+        Ok(Gpu {
+            name,
+            device,
+            context,
+            stream,
+            copies,
+            properties,
+            modules: Mutex::default(),
+            library: OnceLock::new(),
+        })
     }
 
     fn check(&self, doing: &str, status: sys::CUresult) -> Result<()> {

@@ -358,9 +358,8 @@ impl Recorder {
         let Some((_, host)) = self.output else { return Ok(()) };
         for (range, cell) in fetches {
             // SAFETY: within the output, which the step has written and nobody writes now.
-            let bytes = unsafe {
-                std::slice::from_raw_parts((host[half] + range.start as u64) as *const u8, range.len())
-            };
+            let bytes =
+                unsafe { std::slice::from_raw_parts((host[half] + range.start as u64) as *const u8, range.len()) };
             let _ = cell.set(bytes.to_vec());
         }
         Ok(())
@@ -421,4 +420,135 @@ fn capture(driver: &dyn Driver, list: &List) -> Result<Graph> {
     // Ended in any case: a stream that stays in capture is of no use.
     let graph = driver.end_capture();
     noted.and(graph)
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use crate::backend::cuda::context::{Buffer, Context};
+    use crate::backend::cuda::elementwise::{accumulate, fill, scale};
+    use crate::backend::cuda::emulated::Emulated;
+    use crate::backend::cuda::emulator::{AVAILABLE, Order};
+    use std::sync::Arc;
+
+    fn context() -> Option<Arc<Context>> {
+        if !AVAILABLE {
+            println!("skipped: there is no C++ compiler, so no emulator");
+        }
+        AVAILABLE.then(|| Context::new("emulator", Box::new(Emulated::new(Order::Forward))))
+    }
+
+    /// sum += 2 input, by way of the arena.
+    fn step(context: &Arc<Context>, sum: &Buffer, input: &[f32]) {
+        let there = context.bring(input);
+        let doubled = context.take(size_of_val(input));
+        scale(context, there.pointer(), 2.0, doubled.pointer(), input.len());
+        accumulate(context, sum.pointer(), doubled.pointer(), input.len());
+    }
+
+    fn zeros(context: &Arc<Context>, count: usize) -> Buffer {
+        let buffer = context.allocate(count * size_of::<f32>());
+        context.clear(&buffer);
+        buffer
+    }
+
+    #[test]
+    fn a_step_that_returns_is_a_graph_and_reads_its_own_input() {
+        let Some(context) = context() else { return };
+        let sum = zeros(&context, 3);
+        for number in 1..=5 {
+            let recording = context.record();
+            step(&context, &sum, &[number as f32; 3]);
+            recording.run();
+        }
+        assert_eq!(context.download::<f32>(&sum, 3), [30.0; 3]);
+        let counters = context.counters();
+        assert_eq!((counters.graphs, counters.replays, counters.launches), (1, 4, 10));
+        // Another size, then the first again.
+        for count in [2, 3, 2, 3] {
+            let recording = context.record();
+            step(&context, &sum, &vec![1.0; count]);
+            recording.run();
+        }
+        assert_eq!(context.download::<f32>(&sum, 3), [38.0, 38.0, 34.0]);
+        assert_eq!((context.counters().graphs, context.counters().replays), (2, 7));
+        context.check().unwrap();
+    }
+
+    #[test]
+    fn what_a_step_brings_out_is_what_it_was_then_however_late_it_is_read() {
+        let Some(context) = context() else { return };
+        let sum = zeros(&context, 2);
+        let fetched: Vec<_> = (1..=6)
+            .map(|number| {
+                let recording = context.record();
+                step(&context, &sum, &[number as f32, 0.5]);
+                let fetched = context.fetch::<f32>(&sum, 2);
+                recording.run();
+                fetched
+            })
+            .collect();
+        let read: Vec<Vec<f32>> = fetched.into_iter().map(|fetched| fetched.read()).collect();
+        assert_eq!(read, [[2., 1.], [6., 2.], [12., 3.], [20., 4.], [30., 5.], [42., 6.]]);
+    }
+
+    #[test]
+    fn what_is_read_within_a_step_has_the_work_before_it() {
+        let Some(context) = context() else { return };
+        let sum = zeros(&context, 2);
+        let recording = context.record();
+        step(&context, &sum, &[1.0, 2.0]);
+        let fetched = context.fetch::<f32>(&sum, 2);
+        assert_eq!(context.download::<f32>(&sum, 2), [2.0, 4.0]);
+        step(&context, &sum, &[1.0, 1.0]);
+        assert_eq!(fetched.read(), [2.0, 4.0]);
+        recording.run();
+        assert_eq!(context.download::<f32>(&sum, 2), [4.0, 6.0]);
+    }
+
+    #[test]
+    fn a_step_that_is_not_run_leaves_nothing_behind() {
+        let Some(context) = context() else { return };
+        let sum = zeros(&context, 2);
+        let forgotten = context.record();
+        step(&context, &sum, &[1.0, 2.0]);
+        let fetched = context.fetch::<f32>(&sum, 2);
+        drop(forgotten);
+        assert_eq!(context.download::<f32>(&sum, 2), [0.0; 2]);
+        assert_eq!(fetched.read(), [0.0; 2]);
+        // Without a recording, everything runs at once.
+        step(&context, &sum, &[1.0, 2.0]);
+        assert_eq!(context.download::<f32>(&sum, 2), [2.0, 4.0]);
+    }
+
+    #[test]
+    fn memory_given_back_within_a_step_is_there_until_it_has_run() {
+        let Some(context) = context() else { return };
+        let sum = zeros(&context, 2);
+        for _ in 0..3 {
+            let recording = context.record();
+            let short_lived = context.allocate(8);
+            fill(&context, short_lived.pointer(), 3.0, 2);
+            accumulate(&context, sum.pointer(), short_lived.pointer(), 2);
+            drop(short_lived);
+            recording.run();
+        }
+        assert_eq!(context.download::<f32>(&sum, 2), [9.0; 2]);
+    }
+
+    #[test]
+    fn a_step_may_bring_in_more_than_any_before() {
+        let Some(context) = context() else { return };
+        let large = 1 << 19;
+        let sum = zeros(&context, large);
+        for count in [10, large, 10, large] {
+            let recording = context.record();
+            step(&context, &sum, &vec![1.0; count]);
+            step(&context, &sum, &[1.0]);
+            recording.run();
+        }
+        let sums = context.download::<f32>(&sum, large);
+        assert_eq!((sums[0], sums[9], sums[10], sums[large - 1]), (16.0, 8.0, 4.0, 4.0));
+        context.trim();
+        context.check().unwrap();
+    }
 }
