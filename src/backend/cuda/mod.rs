@@ -2,7 +2,8 @@
 //!
 //! - [`driver`]: what is asked of a GPU. [`gpu`]: a real one. `emulated`: the kernels on the CPU, thread by thread, for tests.
 //! - [`arena`], [`context`]: memory of a step, sticky errors, counters. `step`: steps as lists of work and as graphs. `counted`: a device that
-//!   does nothing, for `headfirst plan`. [`embedded`]: the compiled kernels in this binary.
+//!   does nothing, for `headfirst plan`. [`embedded`]: the compiled kernels in this binary. [`libraries`]: NVIDIA's own, where they
+//!   are found.
 
 pub mod arena;
 pub mod context;
@@ -19,6 +20,7 @@ pub mod emulated;
 pub mod emulator;
 pub mod gpu;
 pub mod layer_norm;
+pub mod libraries;
 pub mod lstm;
 pub mod matmul;
 pub mod optim;

@@ -96,20 +96,23 @@ struct Region {
     used: usize,
 }
 
+/// Filled when the step is over.
+type Bytes = Arc<OnceLock<Vec<u8>>>;
+
 /// What is in use until the step is over.
 #[derive(Default)]
 struct Half {
     /// The step's input has arrived; the step is over.
     events: Option<[Event; 2]>,
     /// Where in the output, and for whom.
-    fetches: Vec<(Range<usize>, Arc<OnceLock<Vec<u8>>>)>,
+    fetches: Vec<(Range<usize>, Bytes)>,
     in_flight: bool,
 }
 
 /// Bytes that a step brings out; see [`super::context::Context::fetch`].
 #[derive(Debug, Clone)]
 pub struct Cell {
-    pub bytes: Arc<OnceLock<Vec<u8>>>,
+    pub bytes: Bytes,
     /// Which half has them.
     half: usize,
 }
