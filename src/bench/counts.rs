@@ -10,9 +10,9 @@ use crate::backend::cuda::context::Context;
 use crate::backend::cuda::driver::{Argument, Driver, Function, Graph, Launch, Pointer, Properties};
 use crate::backend::cuda::matmul::Arithmetic;
 use crate::bench::limits::precision;
-use crate::device::Device;
+use crate::device::{Backend, Device};
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -247,7 +247,7 @@ const WARM_UP: usize = 3;
 
 fn arena_peak(device: &Device) -> u64 {
     match device.backend() {
-        crate::device::Backend::Cuda(context) => context.counters().arena_peak,
+        Backend::Cuda(context) => context.counters().arena_peak,
         _ => 0,
     }
 }
@@ -295,7 +295,7 @@ pub fn report() -> Result<String> {
     let by_arithmetic = |arithmetic| count(shown, arithmetic).map(|(tally, _)| tally.kernels);
     let (exact, rounded) = (by_arithmetic(Arithmetic::F32)?, by_arithmetic(Arithmetic::Bf16)?);
     let _ = write!(text, "\n## Kernels of {}\n| kernel | f32 | bf16 |\n|---|---|---|\n", shown.name());
-    let names: std::collections::BTreeSet<_> = exact.keys().chain(rounded.keys()).collect();
+    let names: BTreeSet<_> = exact.keys().chain(rounded.keys()).collect();
     for name in names {
         let cell = |counts: &BTreeMap<&str, u64>| counts.get(*name).map_or("-".into(), u64::to_string);
         let _ = writeln!(text, "| {name} | {} | {} |", cell(&exact), cell(&rounded));
@@ -336,7 +336,6 @@ mod tests {
     #[test]
     fn the_counting_device_is_asked_for_what_the_emulator_runs() {
         use crate::backend::cuda::emulator::{AVAILABLE, Order};
-        use crate::device::Backend;
         if !AVAILABLE {
             println!("skipped: there is no C++ compiler, so no emulator");
             return;

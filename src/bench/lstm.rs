@@ -2,17 +2,18 @@
 
 use super::table::{Kind, Spec};
 use super::work::{Bench, EXCHANGE, Prepared, floats};
-use crate::backend::cpu;
-use crate::backend::cuda;
-use crate::device::{Backend, Device};
+use crate::backend::{cpu, cuda};
+use crate::device::{Backend, Category, Device};
 use crate::error::Result;
 use crate::nn::{Blstm, Parameters, Scheme};
 use crate::ops;
 use crate::ops::lstm::Direction;
 use crate::ops::sequences::Sequences;
-use crate::primitives::workspace;
+use crate::primitives::{add_to, workspace};
 use crate::tape::{GradientBuffers, Tape, Var};
 use crate::tensor::Tensor;
+use std::cell::RefCell;
+use std::rc::Rc;
 
 /// # Errors
 /// If the sizes cannot be.
@@ -97,8 +98,9 @@ fn recurrence(bench: &Bench, hidden: usize, count: usize, sequences: &Sequences,
     let rows = sequences.rows();
     // Forward: gates in and out, c and h out. Backward: gates in and out, c and dh in. Weights once.
     let bytes = floats(count * (rows * hidden * (2 * 4 + 2) + 4 * hidden * hidden));
-    let operands = bench.copies(bytes, |b| Recurrence::new(b, hidden, count, sequences, backward));
-    let recurrences = std::rc::Rc::new(std::cell::RefCell::new(operands));
+    let fewest = if backward { 4 } else { 1 };
+    let operands = bench.copies_at_least(fewest, bytes, |b| Recurrence::new(b, hidden, count, sequences, backward));
+    let recurrences = Rc::new(RefCell::new(operands));
     let copies = recurrences.borrow().len();
     let (device, sequences) = (bench.device.clone(), sequences.clone());
     let shared = recurrences.clone();
@@ -115,7 +117,7 @@ fn recurrence(bench: &Bench, hidden: usize, count: usize, sequences: &Sequences,
     let restore = move || {
         for operands in recurrences.borrow_mut().iter_mut().flat_map(|recurrence| &mut recurrence.directions) {
             if let Some(activations) = &operands.activations {
-                crate::primitives::add_to(&mut operands.gates, activations, false);
+                add_to(&mut operands.gates, activations, false);
             }
         }
     };
@@ -129,8 +131,7 @@ impl Recurrence {
         let scale = 1.0 / (hidden as f32).sqrt();
         let operands = |_: usize| {
             let numbers = bench.numbers("weight", 4 * hidden * hidden).into_iter().map(|w| scale * w).collect();
-            let category = crate::device::Category::Parameter;
-            let weight = Tensor::from_vec(device, &[4 * hidden, hidden], numbers, category);
+            let weight = Tensor::from_vec(device, &[4 * hidden, hidden], numbers, Category::Parameter);
             let packed = matches!(device.backend(), Backend::Cpu).then(|| {
                 let mut packed = bench.room(&[cpu::lstm::packed_length(hidden)]);
                 let pack = if backward { cpu::lstm::pack_backward } else { cpu::lstm::pack_forward };
@@ -156,7 +157,7 @@ impl Recurrence {
                     bench.numbers("activations", rows * 4 * hidden).into_iter().map(|x| 1.0 / (1.0 + x.abs()));
                 operands.gates.write(&numbers.collect::<Vec<_>>());
                 let mut copy = bench.room(&[rows, 4 * hidden]);
-                crate::primitives::add_to(&mut copy, &operands.gates, false);
+                add_to(&mut copy, &operands.gates, false);
                 operands.activations = Some(copy);
             }
             recurrence.output = bench.normal(&[rows, count * hidden], "output gradient");

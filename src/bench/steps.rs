@@ -15,6 +15,7 @@ use crate::tape::{Place, Tape};
 use crate::tensor::Tensor;
 use crate::train::learner::{Batch, Learner};
 use crate::train::updater::{UpdateOptions, Updater};
+use std::rc::Rc;
 
 const INPUTS: usize = 43;
 const SYMBOLS: usize = 50;
@@ -100,8 +101,7 @@ fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     let mut parameters = Parameters::initialize(&device, &specs, Scheme::Espnet, 1);
     parameters.set_trainable(&device, vec![true; specs.len()]);
     let mut updater = Updater::new(&device, &parameters, UPDATE);
-    let gradients = weight_gradients(bench, &specs, rows);
-    let gradients = std::rc::Rc::new(gradients);
+    let gradients = Rc::new(weight_gradients(bench, &specs, rows));
     // Beside what the products read and write: gradients into their norm and the update, values and states in and out.
     let elements: usize = specs.iter().map(ParameterSpec::len).sum();
     let factors: usize = gradients.iter().map(|gradient| rows * (gradient.outputs + gradient.inputs)).sum();

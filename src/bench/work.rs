@@ -64,7 +64,12 @@ pub struct Bench {
 impl Bench {
     /// Copies of operands that take `bytes` each: together more than a cache holds.
     pub fn copies<T>(&self, bytes: usize, make: impl Fn(&Self) -> T) -> Vec<T> {
-        let wanted = (ROTATED.div_ceil(bytes.max(1))).clamp(1, MOST_COPIES);
+        self.copies_at_least(1, bytes, make)
+    }
+
+    /// The same, at least so many: a repetition of work that spoils its operands has no more runs than there are copies.
+    pub fn copies_at_least<T>(&self, fewest: usize, bytes: usize, make: impl Fn(&Self) -> T) -> Vec<T> {
+        let wanted = (ROTATED.div_ceil(bytes.max(1))).clamp(fewest, MOST_COPIES);
         let rotate = self.rotate && matches!(self.device.backend(), Backend::Cuda(_));
         (0..if rotate { wanted } else { 1 }).map(|_| make(self)).collect()
     }
