@@ -72,6 +72,10 @@ impl Tensor {
             assert_eq!(shape.iter().product::<usize>(), elements.len(), "elements of a tensor of shape {shape:?}");
             return Self::with_storage(device, shape, Elements::Host(elements), category);
         }
+        if let (Backend::Cuda(context), Category::Activation) = (device.backend(), category) {
+            assert_eq!(shape.iter().product::<usize>(), elements.len(), "elements of a tensor of shape {shape:?}");
+            return Self::with_storage(device, shape, Elements::Cuda(context.bring(&elements)), category);
+        }
         let mut tensor = Self::uninitialized(device, shape, category);
         tensor.write(&elements);
         tensor

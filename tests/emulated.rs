@@ -1,9 +1,11 @@
 //! The CUDA backend trains as the CPU does: whole trainings through the binary, on the emulator, or on the GPU that HEADFIRST_TEST_DEVICE names.
 
-use crate::program;
+use crate::program::{self, end, log, run_to_end, wait_until};
 use crate::tiny::{Run, Tiny};
 use headfirst::train::record::EpochRecord;
+use serde_json::Value;
 use std::fs;
+use std::process::Command;
 
 const RECIPE: &[&str] = &["training.max_epochs=3", "cascade={strategy=\"fixed\", compositions=[[1, 2], [1, 1, 1]]}"];
 
@@ -72,38 +74,129 @@ fn the_same_training_on_the_gpu_has_the_same_bits() {
     assert!(weights("first") == weights("second"));
 }
 
+/// `headfirst train` of the tiny corpus, not started yet.
+fn training(tiny: &Tiny, device: &str, run: &str, resume: bool) -> Command {
+    let gpu = gpu().unwrap_or_default();
+    let device = if device == "gpu" { &gpu } else { device };
+    let mut arguments = vec!["train", "recipe.toml", "--quiet", "--device", device, "--out", run];
+    RECIPE.iter().chain(&["model.dropout=0.2"]).for_each(|change| arguments.extend(["--set", change]));
+    if resume {
+        arguments.push("--resume");
+    }
+    let mut command = program::headfirst(arguments);
+    command.current_dir(tiny.path(""));
+    command
+}
+
+/// Stops a training with SIGTERM once it has logged `epochs`; false if it ended before.
+fn stop_after(tiny: &Tiny, device: &str, run: &str, epochs: usize) -> bool {
+    let folder = tiny.path(run);
+    let mut child = training(tiny, device, run, folder.exists()).spawn().unwrap();
+    if wait_until(&mut child, || log(&folder).len() >= epochs) {
+        // SAFETY: a plain system call on a process of ours that has not been waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    }
+    let ended = end(child);
+    assert!(matches!(ended.code, Some(0 | 143)), "{}", ended.errors);
+    ended.code == Some(143)
+}
+
 #[test]
-fn a_stopped_training_goes_on_to_the_same_bits_on_the_gpu() {
+fn a_training_on_the_gpu_that_was_stopped_goes_on_to_the_same_bits() {
     let tiny = Tiny::new();
-    if train(&tiny, "gpu", "whole", &[]).is_none() {
+    if train(&tiny, "gpu", "whole", &["model.dropout=0.2"]).is_none() {
         return;
     }
-    let device = gpu().unwrap();
-    let mut arguments = vec!["train", "recipe.toml", "--quiet", "--device", &device, "--out", "stopped"];
-    RECIPE.iter().for_each(|change| arguments.extend(["--set", change]));
-    // Stopped once in each of its first two stages, wherever the signal finds it.
-    for epochs in [1, 4] {
-        let mut command = program::headfirst(&arguments);
-        command.current_dir(tiny.path(""));
-        if tiny.path("stopped").exists() {
-            command.arg("--resume");
-        }
-        let mut child = command.spawn().unwrap();
-        let logged = || program::log(&tiny.path("stopped")).len();
-        // One epoch more than before at least: then the process is sure to be listening.
-        let enough = epochs.max(logged() + 1);
-        if program::wait_until(&mut child, || logged() >= enough) {
-            // SAFETY: a signal to a child that has not ended.
-            unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-        }
-        let ended = program::end(child);
-        assert!(matches!(ended.code, Some(0 | 143)), "{:?}: {}", ended.code, ended.errors);
+    let stops = [1, 2, 4, 5].map(|epochs| stop_after(&tiny, "gpu", "stopped", epochs));
+    assert!(stops.contains(&true), "nothing was stopped, so nothing was tested");
+    if stops[3] {
+        let ended = run_to_end(training(&tiny, "gpu", "stopped", true));
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
     }
-    arguments.push("--resume");
-    let ended = tiny.headfirst(&arguments);
-    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    assert_eq!(log(&tiny.path("stopped")), log(&tiny.path("whole")));
     for stage in ["joint", "1-2", "1-1-1"] {
         let weights = |run: &str| fs::read(tiny.path(run).join(stage).join("best.safetensors")).unwrap();
-        assert!(weights("whole") == weights("stopped"), "{stage}");
+        assert!(weights("stopped") == weights("whole"), "{stage}");
     }
+}
+
+#[test]
+fn a_run_may_change_its_device_between_and_inside_stages() {
+    let tiny = Tiny::new();
+    let Some(on_cpu) = train(&tiny, "cpu", "cpu", &["model.dropout=0.2"]) else { return };
+    for (device, epochs) in [("cpu", 2), ("gpu", 4)] {
+        stop_after(&tiny, device, "both", epochs);
+    }
+    let ended = run_to_end(training(&tiny, "cpu", "both", true));
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    let both = tiny.run("both");
+    assert_eq!(both.epochs.len(), on_cpu.epochs.len());
+    for (both, cpu) in both.epochs.iter().zip(&on_cpu.epochs) {
+        let error = (both.train_loss - cpu.train_loss).abs() / cpu.train_loss;
+        assert!(error < 2e-3, "{} epoch {}: {}, not {}", cpu.stage, cpu.epoch, both.train_loss, cpu.train_loss);
+    }
+}
+
+#[test]
+fn rounded_products_train_too_and_differ_from_exact_ones() {
+    let tiny = Tiny::new();
+    let Some(exact) = train(&tiny, "gpu", "f32", &[]) else { return };
+    // Eight bits of mantissa err by 2^-9 at most, eleven by 2^-12; a few updates carry that on.
+    for (precision, bound) in [("bf16", 5e-2), ("tf32", 5e-3)] {
+        let changes = [&format!("training.precision={precision}")[..]];
+        let rounded = train(&tiny, "gpu", precision, &changes).unwrap();
+        for (rounded, exact) in rounded.epochs.iter().zip(&exact.epochs) {
+            let error = (rounded.train_loss - exact.train_loss).abs() / exact.train_loss;
+            assert!(error < bound, "{precision}, {} epoch {}: off by {error}", exact.stage, exact.epoch);
+            assert_ne!(rounded.train_loss, exact.train_loss, "{precision} rounds nothing");
+        }
+    }
+}
+
+#[test]
+fn what_is_planned_for_the_gpu_is_what_training_takes_there() {
+    let tiny = Tiny::new();
+    let Some(run) = train(&tiny, "gpu", "run", &[]) else { return };
+    let gpu = gpu().unwrap_or_default();
+    let mut arguments = vec!["plan", "recipe.toml", "--json", "--device", &gpu];
+    RECIPE.iter().for_each(|change| arguments.extend(["--set", change]));
+    let planned: Value = serde_json::from_str(&tiny.headfirst(&arguments).output).unwrap();
+    let stages = planned["stages"].as_array().unwrap();
+    assert_eq!(stages.len(), run.result.stages.len());
+    for (planned, trained) in stages.iter().zip(&run.result.stages) {
+        let trained = serde_json::to_value(trained.memory).unwrap();
+        for (name, bytes) in planned["memory"].as_object().unwrap() {
+            assert_eq!(*bytes, trained[name], "{name} of {}", planned["stage"]);
+        }
+        // The arena rounds every tensor up to 256 bytes, and these are small.
+        let [peak, needed] = [&planned["memory"]["peak"], &planned["device_memory"]].map(|it| it.as_u64().unwrap());
+        assert!((peak..2 * peak).contains(&needed), "{needed} for a peak of {peak}");
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn too_little_memory_is_said_before_training_with_what_would_fit() {
+    let tiny = Tiny::new();
+    if !headfirst::backend::cuda::emulator::AVAILABLE || std::env::var_os("HEADFIRST_TEST_DEVICE").is_some() {
+        println!("skipped: this is about the emulator's memory");
+        return;
+    }
+    let mut arguments = vec!["plan", "recipe.toml", "--json", "--device", "emulator"];
+    RECIPE.iter().for_each(|change| arguments.extend(["--set", change]));
+    let planned: Value = serde_json::from_str(&tiny.headfirst(&arguments).output).unwrap();
+    let needed = planned["stages"][0]["device_memory"].as_u64().unwrap();
+    let ended_with = |bytes: u64| {
+        let mut command = training(&tiny, "gpu", "small", false);
+        command.env("HEADFIRST_EMULATOR_MEMORY", bytes.to_string());
+        let ended = run_to_end(command);
+        assert_eq!(ended.code, Some(1));
+        ended.errors
+    };
+    let errors = ended_with(needed - 1);
+    for part in ["emulator", "joint", "needs 1 MiB", "are free", "batch.utterances = 2 would fit", "top group frozen"] {
+        assert!(errors.contains(part), "{part}: {errors}");
+    }
+    let errors = ended_with(needed / 4);
+    assert!(errors.contains("No batch would fit"), "{errors}");
 }

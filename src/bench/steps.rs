@@ -2,6 +2,7 @@
 
 use super::table::{Kind, Spec};
 use super::work::{Bench, EXCHANGE, Prepared};
+use crate::backend::cuda::context::Recording;
 use crate::data::{BatchLimits, BatchPlan};
 use crate::device::{Category, Device};
 use crate::error::Result;
@@ -14,7 +15,7 @@ use crate::random::MaskKey;
 use crate::tape::{Place, Tape};
 use crate::tensor::Tensor;
 use crate::train::learner::{Batch, Learner};
-use crate::train::updater::{UpdateOptions, Updater};
+use crate::train::updater::{UpdateOptions, Updater, Updating};
 use std::rc::Rc;
 
 const INPUTS: usize = 43;
@@ -65,7 +66,12 @@ fn step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     let bytes = least_bytes(spec, &batch)?;
     let mut learner = learner(&bench.device, model(spec, vec![1; layers]), spec.size("frozen"));
     let masks = masks();
-    let run = move |_| learner.train(&batch, &masks).map(|_| ());
+    let mut pending = None;
+    let run = move |_| {
+        // As the trainer does: a step is settled when the next one has been started.
+        let running = learner.start(&batch, &masks)?;
+        pending.replace(running).map_or(Ok(()), |before| learner.settle(before).map(|_| ()))
+    };
     Ok(Prepared::new(bytes, run).waiting(2 * layers * steps, EXCHANGE))
 }
 
@@ -106,7 +112,9 @@ fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     let elements: usize = specs.iter().map(ParameterSpec::len).sum();
     let factors: usize = gradients.iter().map(|gradient| rows * (gradient.outputs + gradient.inputs)).sum();
     let bytes = (factors + elements * (1 + 2 + 2 + 4)) * size_of::<f32>();
+    let mut pending = None;
     Ok(Prepared::new(bytes, move |_| {
+        let recording = device.record();
         let mut tape = Tape::new(&device);
         let variables: Vec<_> = (0..parameters.len()).map(|index| parameters.var(index)).collect();
         let output = Tensor::zeros(&device, &[1], Category::Activation);
@@ -128,7 +136,9 @@ fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
         drop(variables);
         parameters.gradients.clear();
         tape.backward(&output, 1.0, &mut parameters.gradients)?;
-        updater.update(&device, &mut parameters);
+        let update = updater.update(&device, &mut parameters);
+        recording.into_iter().for_each(Recording::run);
+        pending.replace(update).map(Updating::read);
         device.check()
     }))
 }
@@ -200,11 +210,16 @@ fn epoch(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     let features = bench.numbers("features", most * INPUTS);
     let masks = masks();
     let run = move |_| {
+        let mut pending = None;
         for (sequences, labels) in &batches {
             let features = features[..sequences.rows() * INPUTS].to_vec();
-            learner.train(&Batch { sequences: sequences.clone(), features, labels: labels.clone() }, &masks)?;
+            let batch = Batch { sequences: sequences.clone(), features, labels: labels.clone() };
+            let running = learner.start(&batch, &masks)?;
+            if let Some(before) = pending.replace(running) {
+                learner.settle(before)?;
+            }
         }
-        Ok(())
+        pending.map_or(Ok(()), |last| learner.settle(last).map(|_| ()))
     };
     Ok(Prepared::new(0, run).waiting(steps, EXCHANGE))
 }

@@ -1,17 +1,19 @@
 //! A model on a device with its parameters: one training step, one evaluation of a batch. The trainer, the benchmark and the
 //! plan all run this, so what they say is about the same work.
 
+use crate::backend::cuda::context::Recording;
 use crate::data::SpeechBatch;
 use crate::device::{Category, Device};
 use crate::error::Result;
 use crate::models::blstm_ctc::BlstmCtc;
 use crate::nn::{Parameters, Scheme};
 use crate::ops;
+use crate::ops::ctc::Losses;
 use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
-use crate::train::updater::{Update, UpdateOptions, Updater};
+use crate::train::updater::{Update, UpdateOptions, Updater, Updating};
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
@@ -36,6 +38,15 @@ pub struct Learner {
     model: BlstmCtc,
     pub parameters: Parameters,
     pub updater: Updater,
+}
+
+/// A training step that a device may still be busy with: see [`Learner::settle`].
+pub struct Running {
+    losses: Losses,
+    feasible: Vec<bool>,
+    update: Updating,
+    kept: u64,
+    work: Work,
 }
 
 /// What a training step came to.
@@ -114,8 +125,18 @@ impl Learner {
     /// Forward, backward, clipping, optimiser. The loss is the sum over the utterances divided by their number, as in ESPnet.
     ///
     /// # Errors
-    /// If a batch does not fit the model.
+    /// If a batch does not fit the model, or what the device says.
     pub fn train(&mut self, batch: &Batch, masks: &MaskKey) -> Result<Step> {
+        let running = self.start(batch, masks)?;
+        self.settle(running)
+    }
+
+    /// The same, without waiting for a GPU: the next step can be started before this one is settled.
+    ///
+    /// # Errors
+    /// As [`Learner::train`], as far as it is known.
+    pub fn start(&mut self, batch: &Batch, masks: &MaskKey) -> Result<Running> {
+        let recording = self.device.record();
         let before = self.device.operations();
         let mut tape = Tape::new(&self.device);
         let features = self.upload(batch);
@@ -131,9 +152,22 @@ impl Learner {
         tape.backward(&output.loss, 1.0, &mut self.parameters.gradients)?;
         let work = Work { forward: between - before, backward: self.device.operations() - between };
         let update = self.updater.update(&self.device, &mut self.parameters);
-        let losses = output.losses.read();
+        recording.into_iter().for_each(Recording::run);
         self.device.check()?;
-        Ok(Step { losses, feasible: output.feasible, update, kept, work })
+        Ok(Running { losses: output.losses, feasible: output.feasible, update, kept, work })
+    }
+
+    /// What a step came to; waits for it. Steps are settled in the order in which they were started.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn settle(&mut self, running: Running) -> Result<Step> {
+        let Running { losses, feasible, update, kept, work } = running;
+        let (losses, update) = (losses.read(), update.read());
+        self.device.check()?;
+        // The next step may have been started, and counted, on the host.
+        self.updater.updates = self.updater.updates.max(update.updates);
+        Ok(Step { losses, feasible, update, kept, work })
     }
 
     /// Logits and losses, without dropout and keeping nothing.

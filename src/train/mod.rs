@@ -6,6 +6,7 @@ pub mod demo;
 pub mod evaluate;
 pub mod learner;
 pub mod loaded;
+pub mod memory;
 pub mod number;
 pub mod plan;
 pub mod position;

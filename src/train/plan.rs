@@ -1,7 +1,7 @@
 //! What a recipe will take, before anything is allocated: the memory and the work of every stage.
 //!
-//! Nothing is estimated. The stages run the very steps that train them, over all their batches, on the device `plan`, whose tensors
-//! have shapes and no elements: its ledger then has the bytes that training will have, and its counter the operations. Of the
+//! Nothing is estimated. The stages run the very steps that train them, over all their batches, on a device that counts what the chosen one
+//! would do, and whose tensors have shapes and no elements: its ledger then has the bytes that training will have, and its counter the operations. Of the
 //! data only the sizes are read, but for folders with audio and no features, whose frames are known once they are computed.
 
 use crate::data::speech::SpeechData;
@@ -64,6 +64,8 @@ pub struct Needs {
     pub epoch: Work,
     /// Of an epoch: the validation set.
     pub validation_operations: u64,
+    /// Bytes that have to be free: on a GPU a little more than the peak, for the gaps between tensors.
+    pub device_memory: u64,
     /// The batch with the largest peak; with it training finds out soonest if the memory is enough.
     pub largest_batch: BatchForecast,
 }
@@ -120,9 +122,10 @@ pub fn forecast(recipe: &Recipe, device: &Device, mode: Mode) -> Result<RunForec
         for stage in plan.outline() {
             let needs = match known.get(&stage.frozen) {
                 Some(needs) => needs.clone(),
-                None => {
-                    known.entry(stage.frozen.clone()).or_insert(needs(recipe, &corpus, &model, &stage.frozen)?).clone()
-                }
+                None => known
+                    .entry(stage.frozen.clone())
+                    .or_insert(needs(recipe, &corpus, &model, &stage.frozen, device)?)
+                    .clone(),
             };
             stages.push(StageForecast {
                 stage: stage.id.to_string(),
@@ -155,12 +158,18 @@ impl Needs {
     }
 }
 
-/// Runs an epoch of a stage with these groups frozen, validation and test on the device `plan`.
+/// Runs an epoch of a stage with these groups frozen, validation and test on a device that counts what `device` would do.
 ///
 /// # Errors
 /// If the data does not fit the model.
-pub fn needs(recipe: &Recipe, corpus: &Corpus, model: &BlstmCtc, frozen_groups: &[usize]) -> Result<Needs> {
-    let device = Device::plan();
+pub fn needs(
+    recipe: &Recipe,
+    corpus: &Corpus,
+    model: &BlstmCtc,
+    frozen_groups: &[usize],
+    device: &Device,
+) -> Result<Needs> {
+    let device = device.counting();
     let ledger = device.ledger();
     // Which values the parameters begin with does not matter here: none is made.
     let parameters = Parameters::initialize(&device, &model.structure().specs, Scheme::Espnet, 0);
@@ -214,6 +223,8 @@ pub fn needs(recipe: &Recipe, corpus: &Corpus, model: &BlstmCtc, frozen_groups: 
             needs.validation_operations = device.operations() - before;
         }
     }
+    let Memory { parameters, gradients, optimizer_state, peak, .. } = needs.memory;
+    needs.device_memory = device.arena_peak().map_or(peak, |arena| parameters + gradients + optimizer_state + arena);
     Ok(needs)
 }
 

@@ -9,6 +9,7 @@ use crate::recipe::{self, Recipe};
 use crate::report::{self, RunData};
 use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
+use crate::train::memory;
 use crate::train::prepare::{Prepared, prepare};
 use crate::train::progress::Progress;
 use crate::train::record::{GroupRecord, RunResult, StageResult};
@@ -34,11 +35,14 @@ pub fn train(
 ) -> Result<RunResult> {
     let is_new = folder.recipe().is_err();
     let mode = progress.borrow().mode();
-    let Prepared { corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder), mode)?;
+    let Prepared { mut corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder), mode)?;
     if is_new {
         write_start(recipe, folder, &corpus.frontend)?;
     }
     let mut run = Run::open(recipe, folder, device, &corpus, &model, classifiers)?;
+    if let Some((_, stage)) = run.next_stage() {
+        memory::check(recipe, &mut corpus, &model, device, &stage)?;
+    }
     run.save()?;
     let session = Session {
         device,

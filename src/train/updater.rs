@@ -1,6 +1,6 @@
 //! Turns gradients into an update: global norm, clipping, the optimiser and its state, which exists for trainable parameters only.
 
-use crate::backend::cuda::context::{Buffer, Context};
+use crate::backend::cuda::context::{Buffer, Context, Fetched};
 use crate::backend::cuda::optim::{self, Hyperparameters, Plan, StepState, Trainable};
 use crate::device::{Backend, Category, Device};
 use crate::nn::Parameters;
@@ -35,7 +35,7 @@ pub struct Updater {
 struct OnDevice {
     plan: Plan,
     /// The parameters that had a gradient then, in the plan's order.
-    moved: Vec<usize>,
+    moved: Arc<[usize]>,
     /// A [`StepState`].
     state: Buffer,
     hyperparameters: Hyperparameters,
@@ -48,6 +48,34 @@ pub struct Update {
     pub gradient_norm: f64,
     /// The parameter with the first gradient that is not finite: nothing was updated.
     pub non_finite: Option<usize>,
+    /// Updates made since the stage began, this one included.
+    pub updates: u64,
+}
+
+/// An update that may be under way.
+#[derive(Debug)]
+pub enum Updating {
+    Done(Update),
+    OnDevice {
+        state: Fetched<StepState>,
+        /// Parameters by their place in the plan.
+        moved: Arc<[usize]>,
+    },
+}
+
+impl Updating {
+    /// Waits for the work of a GPU.
+    pub fn read(self) -> Update {
+        match self {
+            Updating::Done(update) => update,
+            Updating::OnDevice { state, moved } => {
+                let state = state.read()[0];
+                let place = usize::try_from(state.non_finite).ok();
+                let non_finite = place.and_then(|place| moved.get(place).copied());
+                Update { gradient_norm: state.norm, non_finite, updates: state.updates }
+            }
+        }
+    }
 }
 
 impl Updater {
@@ -68,14 +96,15 @@ impl Updater {
         self.options.learning_rate
     }
 
-    /// Moves every trainable parameter that has a gradient, unless a gradient is not finite.
-    pub fn update(&mut self, device: &Device, parameters: &mut Parameters) -> Update {
+    /// Moves every trainable parameter that has a gradient, unless a gradient is not finite. On a GPU, whoever reads what it came to
+    /// tells [`Updater::updates`].
+    pub fn update(&mut self, device: &Device, parameters: &mut Parameters) -> Updating {
         let written: Vec<usize> =
             parameters.trainable().filter(|&index| parameters.gradients.get(index).is_some()).collect();
         match device.backend() {
-            Backend::Cpu => self.update_on_host(parameters, &written),
-            Backend::Cuda(context) => self.update_on_device(context, parameters, written),
-            Backend::Plan => Update { gradient_norm: 0.0, non_finite: None },
+            Backend::Cpu => Updating::Done(self.update_on_host(parameters, &written)),
+            Backend::Cuda(context) => self.update_on_device(context, parameters, &written),
+            Backend::Plan => Updating::Done(Update { gradient_norm: 0.0, non_finite: None, updates: self.updates }),
         }
     }
 
@@ -84,7 +113,8 @@ impl Updater {
             written.iter().filter_map(|&index| parameters.gradients.get(index)).map(Tensor::data).collect();
         let norm = gradient_norm(&gradients);
         if let Some(first) = norm.first_non_finite {
-            return Update { gradient_norm: norm.norm, non_finite: Some(written[first]) };
+            let non_finite = Some(written[first]);
+            return Update { gradient_norm: norm.norm, non_finite, updates: self.updates };
         }
         self.updates += 1;
         let hyper = Hyper {
@@ -100,22 +130,25 @@ impl Updater {
                 self.options.method.step(&hyper, value.data_mut(), gradient.data(), &mut buffers);
             }
         }
-        Update { gradient_norm: norm.norm, non_finite: None }
+        Update { gradient_norm: norm.norm, non_finite: None, updates: self.updates }
     }
 
-    fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: Vec<usize>) -> Update {
+    fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: &[usize]) -> Updating {
         let hyperparameters = Hyperparameters {
             learning_rate: self.options.learning_rate,
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             clip: self.options.clip,
         };
-        if self.on_device.as_ref().is_none_or(|on_device| on_device.moved != written) {
+        if self.on_device.as_ref().is_none_or(|on_device| *on_device.moved != *written) {
+            if let Some(before) = &self.on_device {
+                self.updates = context.download::<StepState>(&before.state, 1)[0].updates;
+            }
             let trainable: Vec<Trainable> = written.iter().map(|&index| self.trainable(parameters, index)).collect();
             let state = context.allocate(size_of::<StepState>());
             context.upload(&state, &[StepState::new(hyperparameters, self.updates, self.updates)]);
             let plan = Plan::new(context, self.options.method, &trainable);
-            self.on_device = Some(OnDevice { plan, moved: written, state, hyperparameters });
+            self.on_device = Some(OnDevice { plan, moved: written.into(), state, hyperparameters });
         }
         let on_device = self.on_device.as_mut().expect("made above");
         if on_device.hyperparameters != hyperparameters {
@@ -123,10 +156,7 @@ impl Updater {
             on_device.hyperparameters = hyperparameters;
         }
         optim::update(context, &on_device.plan, on_device.state.pointer());
-        let state: StepState = context.download(&on_device.state, 1)[0];
-        self.updates = state.updates;
-        let non_finite = usize::try_from(state.non_finite).ok().and_then(|place| on_device.moved.get(place).copied());
-        Update { gradient_norm: state.norm, non_finite }
+        Updating::OnDevice { state: context.fetch(&on_device.state, 1), moved: on_device.moved.clone() }
     }
 
     fn trainable(&mut self, parameters: &mut Parameters, index: usize) -> Trainable {

@@ -19,7 +19,7 @@ use crate::random::{MaskKey, derive};
 use crate::recipe::{Criterion, Model, Recipe, Seeds};
 use crate::train::checkpoint::{self, State};
 use crate::train::evaluate::{Decoder, Evaluated, evaluate};
-use crate::train::learner::{Batch, Learner};
+use crate::train::learner::{Batch, Learner, Running};
 use crate::train::position::{Best, Position};
 use crate::train::progress::{EpochPlan, Progress, Unit};
 use crate::train::record::{EpochRecord, Scores, StageResult};
@@ -84,6 +84,15 @@ struct StageRun<'a> {
     /// Utterances that were already reported as infeasible.
     reported: BTreeSet<String>,
     last_save: Instant,
+    /// The step that a GPU may still be busy with. It is settled when the next one has been started, and before anything is saved.
+    under_way: Option<UnderWay>,
+}
+
+struct UnderWay {
+    running: Running,
+    step: u32,
+    ids: Vec<String>,
+    frames: usize,
 }
 
 impl<'a> StageRun<'a> {
@@ -131,6 +140,7 @@ impl<'a> StageRun<'a> {
             best: run_parts.1,
             reported: BTreeSet::new(),
             last_save: Instant::now(),
+            under_way: None,
         };
         // What a crash between saving a state and naming its parts may have missed.
         if run.position.epochs_done > 0 && run.position.batch == 0 {
@@ -170,6 +180,7 @@ impl<'a> StageRun<'a> {
             self.train_batch(batch?)?;
             self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
             if let Some(signal) = self.session.stop.signal() {
+                self.settle()?;
                 self.save(false, false)?;
                 // The run's own recipe has every key and absolute paths, so this command works from here, whatever was given first.
                 let run = self.session.folder.path();
@@ -178,9 +189,13 @@ impl<'a> StageRun<'a> {
             }
             let minutes = self.session.recipe.training.save_minutes;
             if minutes > 0.0 && self.last_save.elapsed().as_secs_f64() > 60.0 * minutes {
+                self.settle()?;
                 self.save(false, false)?;
             }
         }
+        let begin = Instant::now();
+        self.settle()?;
+        self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
         self.end_epoch()
     }
 
@@ -188,7 +203,18 @@ impl<'a> StageRun<'a> {
         let ids = batch.ids.clone();
         let frames: usize = batch.lengths.iter().sum();
         let masks = MaskKey { seed: self.start.seeds.dropout, stage: self.id.clone(), step: self.position.step };
-        let step = self.learner.train(&Batch::from(batch), &masks)?;
+        let running = self.learner.start(&Batch::from(batch), &masks)?;
+        self.settle()?;
+        self.under_way = Some(UnderWay { running, step: self.position.step, ids, frames });
+        self.position.step += 1;
+        self.position.batch += 1;
+        Ok(())
+    }
+
+    /// Takes the step that is under way into account.
+    fn settle(&mut self) -> Result<()> {
+        let Some(UnderWay { running, step: number, ids, frames }) = self.under_way.take() else { return Ok(()) };
+        let step = self.learner.settle(running)?;
         let infeasible = || ids.iter().zip(&step.feasible).filter(|(_, feasible)| !**feasible).map(|(id, _)| id);
         infeasible().for_each(|id| self.report_infeasible(id, "it is left out of the gradient"));
         let sums = &mut self.position.sums;
@@ -207,12 +233,10 @@ impl<'a> StageRun<'a> {
                     "update skipped: the gradient of {layer} is not finite; the batch is kept in skipped.jsonl: {}",
                     ids.join(" ")
                 ));
-                self.session.folder.append_skipped(&self.id, self.position.step, layer, &ids)?;
+                self.session.folder.append_skipped(&self.id, number, layer, &ids)?;
             }
         }
         self.position.kept_activations = self.position.kept_activations.max(step.kept);
-        self.position.step += 1;
-        self.position.batch += 1;
         let mean = sums.loss / sums.utterances.max(1) as f64;
         self.session.progress.borrow_mut().tick(mean, ids.len(), frames);
         Ok(())
