@@ -1,8 +1,7 @@
-//! The CUDA backend trains as the CPU does: whole trainings through the binary, on the emulator.
+//! The CUDA backend trains as the CPU does: whole trainings through the binary, on the emulator, or on the GPU that HEADFIRST_TEST_DEVICE names.
 
 use crate::program::{self, end, log, run_to_end, wait_until};
 use crate::tiny::{Run, Tiny};
-use headfirst::backend::cuda::emulator::AVAILABLE;
 use headfirst::train::record::EpochRecord;
 use serde_json::Value;
 use std::fs;
@@ -10,12 +9,25 @@ use std::process::Command;
 
 const RECIPE: &[&str] = &["training.max_epochs=3", "cascade={strategy=\"fixed\", compositions=[[1, 2], [1, 1, 1]]}"];
 
-/// Trains on a device; none if there is no emulator.
-fn train(tiny: &Tiny, device: &str, run: &str, changes: &[&str]) -> Option<Run> {
-    if !AVAILABLE {
-        println!("skipped: there is no C++ compiler, so no emulator");
-        return None;
+/// What the CUDA backend runs on, if there is anything.
+fn gpu() -> Option<String> {
+    #[cfg(feature = "emulator")]
+    let emulator = headfirst::backend::cuda::emulator::AVAILABLE.then(|| "emulator".to_string());
+    #[cfg(not(feature = "emulator"))]
+    let emulator = None;
+    let device = std::env::var("HEADFIRST_TEST_DEVICE").ok().or(emulator);
+    if device.is_none() {
+        println!(
+            "skipped: there is neither an emulator (feature `emulator`, a C++ compiler) nor HEADFIRST_TEST_DEVICE"
+        );
     }
+    device
+}
+
+/// Trains on the CPU or the GPU; none if there is no GPU.
+fn train(tiny: &Tiny, device: &str, run: &str, changes: &[&str]) -> Option<Run> {
+    let gpu = gpu()?;
+    let device = if device == "gpu" { &gpu } else { device };
     let mut arguments = vec!["train", "recipe.toml", "--quiet", "--device", device, "--out", run];
     RECIPE.iter().chain(changes).for_each(|change| arguments.extend(["--set", change]));
     let ended = tiny.headfirst(&arguments);
@@ -31,7 +43,7 @@ fn a_cascade_on_the_gpu_has_the_losses_of_the_cpu() {
     {
         let changes = [&format!("optimizer={optimizer}")[..], "model.dropout=0.2"];
         let Some(on_cpu) = train(&tiny, "cpu", "cpu", &changes) else { return };
-        let on_gpu = train(&tiny, "emulator", "gpu", &changes).unwrap();
+        let on_gpu = train(&tiny, "gpu", "gpu", &changes).unwrap();
         assert_eq!(on_gpu.stages(), on_cpu.stages());
         assert_eq!(on_gpu.epochs.len(), on_cpu.epochs.len());
         for (gpu, cpu) in on_gpu.epochs.iter().zip(&on_cpu.epochs) {
@@ -55,7 +67,7 @@ fn a_cascade_on_the_gpu_has_the_losses_of_the_cpu() {
 fn the_same_training_on_the_gpu_has_the_same_bits() {
     let tiny = Tiny::new();
     let weights = |run: &str| -> Option<Vec<Vec<u8>>> {
-        train(&tiny, "emulator", run, &[])?;
+        train(&tiny, "gpu", run, &[])?;
         let stages = ["joint", "1-2", "1-1-1"];
         Some(stages.map(|stage| fs::read(tiny.path(run).join(stage).join("best.safetensors")).unwrap()).to_vec())
     };
@@ -64,6 +76,8 @@ fn the_same_training_on_the_gpu_has_the_same_bits() {
 
 /// `headfirst train` of the tiny corpus, not started yet.
 fn training(tiny: &Tiny, device: &str, run: &str, resume: bool) -> Command {
+    let gpu = gpu().unwrap_or_default();
+    let device = if device == "gpu" { &gpu } else { device };
     let mut arguments = vec!["train", "recipe.toml", "--quiet", "--device", device, "--out", run];
     RECIPE.iter().chain(&["model.dropout=0.2"]).for_each(|change| arguments.extend(["--set", change]));
     if resume {
@@ -90,13 +104,13 @@ fn stop_after(tiny: &Tiny, device: &str, run: &str, epochs: usize) -> bool {
 #[test]
 fn a_training_on_the_gpu_that_was_stopped_goes_on_to_the_same_bits() {
     let tiny = Tiny::new();
-    if train(&tiny, "emulator", "whole", &["model.dropout=0.2"]).is_none() {
+    if train(&tiny, "gpu", "whole", &["model.dropout=0.2"]).is_none() {
         return;
     }
-    let stops = [1, 2, 4, 5].map(|epochs| stop_after(&tiny, "emulator", "stopped", epochs));
+    let stops = [1, 2, 4, 5].map(|epochs| stop_after(&tiny, "gpu", "stopped", epochs));
     assert!(stops.contains(&true), "nothing was stopped, so nothing was tested");
     if stops[3] {
-        let ended = run_to_end(training(&tiny, "emulator", "stopped", true));
+        let ended = run_to_end(training(&tiny, "gpu", "stopped", true));
         assert_eq!(ended.code, Some(0), "{}", ended.errors);
     }
     assert_eq!(log(&tiny.path("stopped")), log(&tiny.path("whole")));
@@ -110,7 +124,7 @@ fn a_training_on_the_gpu_that_was_stopped_goes_on_to_the_same_bits() {
 fn a_run_may_change_its_device_between_and_inside_stages() {
     let tiny = Tiny::new();
     let Some(on_cpu) = train(&tiny, "cpu", "cpu", &["model.dropout=0.2"]) else { return };
-    for (device, epochs) in [("cpu", 2), ("emulator", 4)] {
+    for (device, epochs) in [("cpu", 2), ("gpu", 4)] {
         stop_after(&tiny, device, "both", epochs);
     }
     let ended = run_to_end(training(&tiny, "cpu", "both", true));
@@ -126,11 +140,11 @@ fn a_run_may_change_its_device_between_and_inside_stages() {
 #[test]
 fn rounded_products_train_too_and_differ_from_exact_ones() {
     let tiny = Tiny::new();
-    let Some(exact) = train(&tiny, "emulator", "f32", &[]) else { return };
+    let Some(exact) = train(&tiny, "gpu", "f32", &[]) else { return };
     // Eight bits of mantissa err by 2^-9 at most, eleven by 2^-12; a few updates carry that on.
     for (precision, bound) in [("bf16", 5e-2), ("tf32", 5e-3)] {
         let changes = [&format!("training.precision={precision}")[..]];
-        let rounded = train(&tiny, "emulator", precision, &changes).unwrap();
+        let rounded = train(&tiny, "gpu", precision, &changes).unwrap();
         for (rounded, exact) in rounded.epochs.iter().zip(&exact.epochs) {
             let error = (rounded.train_loss - exact.train_loss).abs() / exact.train_loss;
             assert!(error < bound, "{precision}, {} epoch {}: off by {error}", exact.stage, exact.epoch);
@@ -142,8 +156,9 @@ fn rounded_products_train_too_and_differ_from_exact_ones() {
 #[test]
 fn what_is_planned_for_the_gpu_is_what_training_takes_there() {
     let tiny = Tiny::new();
-    let Some(run) = train(&tiny, "emulator", "run", &[]) else { return };
-    let mut arguments = vec!["plan", "recipe.toml", "--json", "--device", "emulator"];
+    let Some(run) = train(&tiny, "gpu", "run", &[]) else { return };
+    let gpu = gpu().unwrap_or_default();
+    let mut arguments = vec!["plan", "recipe.toml", "--json", "--device", &gpu];
     RECIPE.iter().for_each(|change| arguments.extend(["--set", change]));
     let planned: Value = serde_json::from_str(&tiny.headfirst(&arguments).output).unwrap();
     let stages = planned["stages"].as_array().unwrap();
@@ -159,10 +174,12 @@ fn what_is_planned_for_the_gpu_is_what_training_takes_there() {
     }
 }
 
+#[cfg(feature = "emulator")]
 #[test]
 fn too_little_memory_is_said_before_training_with_what_would_fit() {
     let tiny = Tiny::new();
-    if !AVAILABLE {
+    if !headfirst::backend::cuda::emulator::AVAILABLE || std::env::var_os("HEADFIRST_TEST_DEVICE").is_some() {
+        println!("skipped: this is about the emulator's memory");
         return;
     }
     let mut arguments = vec!["plan", "recipe.toml", "--json", "--device", "emulator"];
@@ -170,7 +187,7 @@ fn too_little_memory_is_said_before_training_with_what_would_fit() {
     let planned: Value = serde_json::from_str(&tiny.headfirst(&arguments).output).unwrap();
     let needed = planned["stages"][0]["device_memory"].as_u64().unwrap();
     let ended_with = |bytes: u64| {
-        let mut command = training(&tiny, "emulator", "small", false);
+        let mut command = training(&tiny, "gpu", "small", false);
         command.env("HEADFIRST_EMULATOR_MEMORY", bytes.to_string());
         let ended = run_to_end(command);
         assert_eq!(ended.code, Some(1));

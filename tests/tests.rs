@@ -10,8 +10,7 @@ mod corpus;
 mod cuda_build;
 /// A stopped, killed or starved run goes on to the bits of one that never stopped, and no run is overwritten.
 mod durability;
-/// The CUDA backend on the emulator trains as the CPU does.
-#[cfg(feature = "emulator")]
+/// The CUDA backend, on the emulator or on a GPU, trains as the CPU does.
 mod emulated;
 /// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.
 mod freezing;

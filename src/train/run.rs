@@ -36,12 +36,12 @@ pub fn train(
     let is_new = folder.recipe().is_err();
     let mode = progress.borrow().mode();
     let Prepared { mut corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder), mode)?;
-    if is_new {
-        write_start(recipe, folder, &corpus.frontend)?;
-    }
     let mut run = Run::open(recipe, folder, device, &corpus, &model, classifiers)?;
     if let Some((_, stage)) = run.next_stage() {
         memory::check(recipe, &mut corpus, &model, device, &stage)?;
+    }
+    if is_new {
+        write_start(recipe, folder, &corpus.frontend)?;
     }
     run.save()?;
     let session = Session {
