@@ -98,7 +98,7 @@ impl Bench {
             return print(&bench::counts::report()?);
         }
         let specs = Spec::resize(select(&self.names)?, &self.set)?;
-        let specs: Vec<Spec> = if self.small { specs.iter().map(Spec::small).collect() } else { specs };
+        let specs = if self.small { Spec::all_small(&specs) } else { specs };
         if self.list {
             return print(&specs.iter().map(|spec| spec.name() + "\n").collect::<String>());
         }
