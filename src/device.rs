@@ -141,9 +141,10 @@ impl Device {
         device
     }
 
-    /// The most bytes that tensors within a step took at the same time, gaps between them included; of a GPU only.
-    pub fn arena_peak(&self) -> Option<u64> {
-        self.0.context.as_ref().map(|context| context.counters().arena_peak)
+    /// Of a GPU: the most bytes that its arena held, and what it has to have for that and for what lasts.
+    pub fn memory_on_gpu(&self) -> Option<(u64, u64)> {
+        let counters = self.0.context.as_ref()?.counters();
+        Some((counters.arena_peak, counters.arena_peak + counters.lasting))
     }
 
     /// Bytes that are free on a GPU.
@@ -188,7 +189,7 @@ impl Device {
 
     /// Begins a training step, on a GPU: what is asked of it runs when the recording is run.
     pub fn record(&self) -> Option<Recording> {
-        self.0.context.as_ref().filter(|_| self.computes()).map(Context::record)
+        self.0.context.as_ref().map(Context::record)
     }
 
     /// The first error of a GPU, whose errors are sticky; a CPU has none.

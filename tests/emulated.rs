@@ -168,9 +168,9 @@ fn what_is_planned_for_the_gpu_is_what_training_takes_there() {
         for (name, bytes) in planned["memory"].as_object().unwrap() {
             assert_eq!(*bytes, trained[name], "{name} of {}", planned["stage"]);
         }
-        // The arena rounds every tensor up to 256 bytes, and these are small.
+        // What crosses has regions of 1 MiB.
         let [peak, needed] = [&planned["memory"]["peak"], &planned["device_memory"]].map(|it| it.as_u64().unwrap());
-        assert!((peak..2 * peak).contains(&needed), "{needed} for a peak of {peak}");
+        assert!((peak..peak + (4 << 20)).contains(&needed), "{needed} for a peak of {peak}");
     }
 }
 
@@ -194,7 +194,7 @@ fn too_little_memory_is_said_before_training_with_what_would_fit() {
         ended.errors
     };
     let errors = ended_with(needed - 1);
-    for part in ["emulator", "joint", "needs 1 MiB", "are free", "batch.utterances = 2 would fit", "top group frozen"] {
+    for part in ["emulator", "joint", "MiB are free", "batch.utterances = 2 would fit", "top group frozen"] {
         assert!(errors.contains(part), "{part}: {errors}");
     }
     let errors = ended_with(needed / 4);

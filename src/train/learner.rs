@@ -196,10 +196,6 @@ impl Learner {
 
     fn upload(&self, batch: &Batch) -> Var {
         let shape = [batch.sequences.rows(), self.model.sizes().inputs];
-        Var::constant(if self.device.computes() {
-            Tensor::from_vec(&self.device, &shape, batch.features.clone(), Category::Activation)
-        } else {
-            Tensor::uninitialized(&self.device, &shape, Category::Activation)
-        })
+        Var::constant(Tensor::from_vec(&self.device, &shape, batch.features.clone(), Category::Activation))
     }
 }

@@ -64,7 +64,7 @@ pub struct Needs {
     pub epoch: Work,
     /// Of an epoch: the validation set.
     pub validation_operations: u64,
-    /// Bytes that have to be free: on a GPU a little more than the peak, for the gaps between tensors.
+    /// Bytes that have to be free: on a GPU more than the peak, for what crosses and for what the optimiser knows of its tensors.
     pub device_memory: u64,
     /// The batch with the largest peak; with it training finds out soonest if the memory is enough.
     pub largest_batch: BatchForecast,
@@ -80,6 +80,8 @@ pub struct Memory {
     pub kept_activations: u64,
     /// The largest sum of everything at one instant of training or evaluation.
     pub peak: u64,
+    /// The most bytes that the arena of a GPU held, which has the tensors that live within a step; 0 on a CPU.
+    pub arena: u64,
 }
 
 /// A training step on one batch.
@@ -223,8 +225,7 @@ pub fn needs(
             needs.validation_operations = device.operations() - before;
         }
     }
-    let Memory { parameters, gradients, optimizer_state, peak, .. } = needs.memory;
-    needs.device_memory = device.arena_peak().map_or(peak, |arena| parameters + gradients + optimizer_state + arena);
+    (needs.memory.arena, needs.device_memory) = device.memory_on_gpu().unwrap_or((0, needs.memory.peak));
     Ok(needs)
 }
 

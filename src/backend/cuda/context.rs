@@ -25,6 +25,8 @@ pub struct Context {
     launches: AtomicU64,
     uploaded: AtomicU64,
     downloaded: AtomicU64,
+    /// Bytes of buffers that own their memory.
+    owned: AtomicU64,
 }
 
 #[derive(Default)]
@@ -128,6 +130,7 @@ impl Context {
             launches: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
             downloaded: AtomicU64::new(0),
+            owned: AtomicU64::new(0),
         })
     }
 
@@ -234,6 +237,15 @@ impl Context {
         Buffer { pointer, bytes: bytes.len(), owner: Owner::Step, context: self.clone() }
     }
 
+    /// Room for what a step would bring in, where nothing is computed.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Buffer {
+        if self.recording() == 0 || bytes == 0 {
+            return self.take(bytes);
+        }
+        let room = self.with_recorder(|recorder, driver| recorder.reserve(driver, bytes));
+        Buffer { pointer: room.map_or(0, |(pointer, _)| pointer), bytes, owner: Owner::Step, context: self.clone() }
+    }
+
     /// While a step is recorded: where kernels find this number. It is no argument of theirs, so that the next step can be the same list.
     pub fn bring_number(&self, number: u64) -> Option<Pointer> {
         if self.recording() == 0 {
@@ -291,6 +303,9 @@ impl Context {
         let pointer = (!self.failed()).then(|| self.driver.allocate(Arena::rounded(bytes)));
         let pointer = pointer.and_then(|pointer| self.sticky(pointer)).unwrap_or(0);
         let owner = if pointer == 0 { Owner::Step } else { Owner::Buffer };
+        if pointer != 0 {
+            self.owned.fetch_add(Arena::rounded(bytes) as u64, Ordering::Relaxed);
+        }
         Buffer { pointer, bytes, owner, context: self.clone() }
     }
 
@@ -437,6 +452,7 @@ impl Context {
             launches: self.launches.load(Ordering::Relaxed),
             uploaded: self.uploaded.load(Ordering::Relaxed),
             downloaded: self.downloaded.load(Ordering::Relaxed),
+            lasting: self.owned.load(Ordering::Relaxed) + state.recorder.bytes(),
             arena_used: state.arena.used() as u64,
             arena_peak: state.arena.peak() as u64,
             arena_capacity: state.arena.capacity() as u64,
@@ -453,6 +469,8 @@ pub struct Counters {
     /// Bytes from the host and to it.
     pub uploaded: u64,
     pub downloaded: u64,
+    /// Bytes in use that are not the arena's.
+    pub lasting: u64,
     pub arena_used: u64,
     pub arena_peak: u64,
     pub arena_capacity: u64,
@@ -505,8 +523,11 @@ impl Drop for Buffer {
         match self.owner {
             // Later work may write there at once: it runs after what is in flight, on the same stream.
             Owner::Arena(offset) => self.context.state().arena.put(offset, self.bytes),
-            Owner::Buffer if self.context.state().recorder.doom(self.pointer) => {}
             Owner::Buffer => {
+                self.context.owned.fetch_sub(Arena::rounded(self.bytes) as u64, Ordering::Relaxed);
+                if self.context.state().recorder.doom(self.pointer) {
+                    return;
+                }
                 let _ = self.context.driver.synchronize();
                 // SAFETY: nobody else has this buffer, and no work is in flight.
                 unsafe { self.context.driver.release(self.pointer) };

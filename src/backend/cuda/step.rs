@@ -183,7 +183,15 @@ impl Recorder {
 
     /// Brings bytes in for this step; gives where kernels find them.
     pub fn bring(&mut self, driver: &dyn Driver, bytes: &[u8]) -> Result<Pointer> {
-        let need = bytes.len().next_multiple_of(ALIGNMENT);
+        let (pointer, host) = self.reserve(driver, bytes.len())?;
+        // SAFETY: the half's last copy was waited for when the step began, and these are bytes of its region.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), host as *mut u8, bytes.len()) };
+        Ok(pointer)
+    }
+
+    /// Room for so many bytes to be brought in: where kernels find them, and where the host writes them.
+    pub fn reserve(&mut self, driver: &dyn Driver, bytes: usize) -> Result<(Pointer, HostPointer)> {
+        let need = bytes.next_multiple_of(ALIGNMENT);
         let half = self.half();
         let fitting = self.regions.iter().position(|region| region.bytes - region.used >= need);
         let index = match fitting {
@@ -196,12 +204,8 @@ impl Recorder {
         };
         let region = &mut self.regions[index];
         let place = region.used as u64;
-        // SAFETY: the half's last copy was waited for when the step began, and the region has as many bytes left.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), (region.host[half] + place) as *mut u8, bytes.len());
-        }
         region.used += need;
-        Ok(region.device + place)
+        Ok((region.device + place, region.host[half] + place))
     }
 
     /// Brings a number in, once a step.
@@ -366,6 +370,12 @@ impl Recorder {
             let _ = cell.set(bytes.to_vec());
         }
         Ok(())
+    }
+
+    /// Bytes of device memory that what crosses takes.
+    pub fn bytes(&self) -> u64 {
+        let regions: usize = self.regions.iter().map(|region| region.bytes).sum();
+        (3 * regions + self.output.map_or(0, |_| OUTPUT)) as u64
     }
 
     /// Forgets the graphs, whose memory is about to go.
