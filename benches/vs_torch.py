@@ -276,7 +276,7 @@ def markdown(result: dict) -> str:
         *times_table(result["rows"]),
         *cascade_line(result["rows"]),
     ]
-    if result["memory"]:
+    if any("memory" in row["torch"] for row in result["rows"]):
         lines += ["", *memory_table(result["rows"], result["device"] != "cpu")]
     if missing := reasons(result["rows"]):
         lines += ["", *missing]
@@ -301,7 +301,6 @@ def comparison(arguments: argparse.Namespace) -> dict:
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "load": load,
-        "memory": not arguments.no_memory,
         "torch": table["torch"],
         "rows": [compared(row, times, sides, not arguments.no_memory and not row["long"]) for row in rows],
         **{f"{side}_device": sides[side].device for side in sides},

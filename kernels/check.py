@@ -4,8 +4,6 @@
     kernels/check.py [FILE.cu]...     the named kernel files, or all, for sm_90a; exit code 1 if one breaks a rule
     kernels/check.py --arch 80        for another architecture: 80, 86, 89, 90a, 100 or 120
     kernels/check.py --prove          that the rules catch: small kernels that each break one
-    kernels/check.py --report         the table in Markdown instead, as docs/results/kernels.md has it
-    kernels/check.py --against FILE   also a fault where the table is not the one in FILE
 
 It needs python3, g++, and the nvcc of HEADFIRST_NVCC, CUDA_HOME or kernels/toolchain.sh. The rules:
 - no kernel spills registers;
@@ -198,32 +196,7 @@ def inspect_all(home, sources, arch):
     return [kernel for kernels, _ in results for kernel in kernels], [fault for _, faults in results for fault in faults]
 
 
-REPORT = """# What the compiler makes of the kernels, for sm_90a
-Written by
-
-    kernels/check.py --report > docs/results/kernels.md
-
-and `kernels/check.py --against docs/results/kernels.md` says what has changed since. Shared memory is the static part; occupancy leaves the dynamic
-part out, so there a kernel may have less. Stack and spills in bytes, tensor cores in instructions.
-
-"""
-
-
-def report(kernels, chip):
-    """The table in Markdown."""
-    rows = table(kernels, chip)
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return REPORT + "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
-
-
-def differences(kernels, chip, path):
-    """The lines of the table that FILE does not have, and the other way round."""
-    found, known = (set(line for line in text.splitlines() if line.startswith("| ")) for text in (report(kernels, chip), path.read_text()))
-    lines = [f"not in {path}: {line}" for line in sorted(found - known)] + [f"only in {path}: {line}" for line in sorted(known - found)]
-    return lines + ["to write it anew: kernels/check.py --report > " + str(path)] if lines else []
-
-
-def table(kernels, chip):
+def show(kernels, chip):
     head = ["file", "kernel", "threads", "blocks", "registers", "shared", "stack", "spills", "tensor cores", "occupancy"]
     rows = [head] + [
         [
@@ -240,11 +213,7 @@ def table(kernels, chip):
         ]
         for kernel in kernels
     ]
-    return [[str(cell) for cell in row] for row in rows]
-
-
-def show(kernels, chip):
-    rows = table(kernels, chip)
+    rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths))]
@@ -338,8 +307,6 @@ def main():
     parser.add_argument("files", nargs="*", metavar="FILE.cu", type=pathlib.Path)
     parser.add_argument("--arch", default="90a", choices=MULTIPROCESSORS, help="the architecture, 90a by default")
     parser.add_argument("--prove", action="store_true", help="show on small kernels that each rule catches")
-    parser.add_argument("--report", action="store_true", help="print the table in Markdown")
-    parser.add_argument("--against", type=pathlib.Path, metavar="FILE", help="a fault where the table is not the one in FILE")
     arguments = parser.parse_args()
     try:
         home = cuda_home()
@@ -351,13 +318,7 @@ def main():
         kernels, faults = inspect_all(home, sources, arguments.arch)
     except Failure as failure:
         sys.exit(f"kernels/check.py: {failure}")
-    chip = MULTIPROCESSORS[arguments.arch]
-    if arguments.report:
-        print(report(kernels, chip), end="")
-    else:
-        show(kernels, chip)
-    if arguments.against:
-        faults += differences(kernels, chip, arguments.against)
+    show(kernels, MULTIPROCESSORS[arguments.arch])
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)
     sys.exit(bool(faults))

@@ -96,7 +96,9 @@ on "every operation against its f64 definition, and its gradients (tests/ops.rs)
 on "every kernel's own tests" "$unit_tests" backend::cuda:: --skip emulator --skip tile --test-threads 4
 on "training and a cascade have the CPU's losses" "$tests" emulated::a_cascade_on_the_gpu_has_the_losses_of_the_cpu
 on "the same training has the same bits" "$tests" emulated::the_same_training_on_the_gpu_has_the_same_bits
-on "a stopped training goes on to the same bits" "$tests" emulated::a_stopped_training_goes_on
+on "a stopped training goes on to the same bits" "$tests" emulated::a_training_on_the_gpu_that_was_stopped
+on "a run may change its device, and its arithmetic is what was asked for" "$tests" emulated::a_run_may_change emulated::rounded_products
+on "what was planned is what training takes" "$tests" emulated::what_is_planned
 for precision in f32 tf32 bf16; do
     check "every row of the benchmark, small, $precision" \
         "$headfirst" bench --small --seconds 0 --json --device "$device" --precision "$precision"

@@ -293,11 +293,11 @@ mod tests {
             copy_gb_per_second: 100.0,
             tflops_per_second: vec![limits::Rate { precision: "f32".into(), tflops_per_second: 0.3, size: 1 }],
         };
-        measure(device, &spec.small(), options, Some(&limits), &Nvtx::none()).unwrap()
+        measure(device, spec, options, Some(&limits), &Nvtx::none()).unwrap()
     }
 
-    fn small_rows() -> impl Iterator<Item = Spec> {
-        table::rows().into_iter().filter(|row| row.kind != Kind::Epoch)
+    fn small_rows() -> Vec<Spec> {
+        Spec::all_small(&table::rows())
     }
 
     #[test]
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn the_floor_is_the_slowest_of_what_must_happen() {
-        let row = measure_small(&Device::cpu(), &table::select(&["add".into()]).unwrap()[0]);
+        let row = measure_small(&Device::cpu(), &table::select(&["add".into()]).unwrap()[0].small());
         // Three times 33 x 20 floats and 20 more at 100 GB/s.
         let floor = row.floor.unwrap();
         assert_eq!(floor.bound, Bound::Memory);

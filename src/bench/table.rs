@@ -215,6 +215,17 @@ impl Spec {
         Spec { kind: self.kind, sizes: self.sizes.iter().map(small).collect() }
     }
 
+    /// All of them at such a size, each work once. The epochs have no such size and are left out.
+    pub fn all_small(rows: &[Spec]) -> Vec<Spec> {
+        let mut small: Vec<Spec> = Vec::new();
+        for row in rows.iter().filter(|row| row.kind != Kind::Epoch).map(Spec::small) {
+            if !small.contains(&row) {
+                small.push(row);
+            }
+        }
+        small
+    }
+
     pub fn name(&self) -> String {
         self.to_string()
     }

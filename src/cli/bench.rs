@@ -98,7 +98,7 @@ impl Bench {
             return print(&bench::counts::report()?);
         }
         let specs = Spec::resize(select(&self.names)?, &self.set)?;
-        let specs: Vec<Spec> = if self.small { specs.iter().map(Spec::small).collect() } else { specs };
+        let specs = if self.small { Spec::all_small(&specs) } else { specs };
         if self.list {
             return print(&specs.iter().map(|spec| spec.name() + "\n").collect::<String>());
         }
@@ -171,7 +171,7 @@ fn bar(share: f64) -> String {
     const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
     let eighths = (share.clamp(0.0, 1.0) * (8 * WIDTH) as f64).round() as usize;
     let mut bar = "█".repeat(eighths / 8);
-    if eighths % 8 > 0 {
+    if !eighths.is_multiple_of(8) {
         bar.push(EIGHTHS[eighths % 8]);
     }
     format!("{bar:<WIDTH$}")
