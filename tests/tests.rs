@@ -16,6 +16,9 @@ mod emulated;
 mod freezing;
 /// A tiny corpus is learned to zero error, and every strategy trains what it promises.
 mod learning;
+/// The checks of the kernels catch faults.
+#[cfg(feature = "emulator")]
+mod mutations;
 /// Every operation: right against a naive f64 reference, its gradients against central differences, and frozen inputs cost nothing.
 mod ops;
 /// A plan's bytes are those that training then allocates; its operations are counted, not estimated.
