@@ -256,7 +256,8 @@ mod tests {
                     let shift = BOTH_ALIGNMENTS[usize::from(round)];
 
                     let x = random(all.rows * columns, 1);
-                    let (input, output) = (device.shifted(&x, shift), device.poisoned::<f32>(kept.rows * columns, shift));
+                    let (input, output) =
+                        (device.shifted(&x, shift), device.poisoned::<f32>(kept.rows * columns, shift));
                     subsample(&device.context, input.pointer(), output.pointer(), &all, &kept, factor, columns);
                     let mut expected = vec![0.0; kept.rows * columns];
                     for (row, source) in sources.iter().enumerate() {
