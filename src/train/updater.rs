@@ -4,7 +4,8 @@ use crate::backend::cuda::context::{Buffer, Context};
 use crate::backend::cuda::optim::{self, Hyperparameters, Plan, StepState, Trainable};
 use crate::device::{Backend, Category, Device};
 use crate::nn::Parameters;
-use crate::optim::{EpsilonDecay, Hyper, Method, clip_coefficient, gradient_norm};
+use crate::optim::{Average, EpsilonDecay, Hyper, Method, clip_coefficient, gradient_norm};
+use crate::primitives::{add_to, scale};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -28,6 +29,12 @@ pub struct Updater {
     states: Vec<(usize, Vec<Tensor>)>,
     /// Updates made since the stage began; skipped ones do not count.
     pub updates: u64,
+    /// From one update to the next: what `learning_rate` decays to.
+    pub learning_rate: f64,
+    /// The factor on the next update's learning rate, and that of the update before.
+    rate_factor: (f64, f64),
+    /// NT-ASGD's average of every trainable parameter, once it has begun.
+    averages: Option<(Average, Vec<(usize, Tensor)>)>,
     on_device: Option<OnDevice>,
 }
 
@@ -60,23 +67,100 @@ impl Updater {
             epsilon: EpsilonDecay::new(options.epsilon, options.epsilon_decay),
             states: parameters.trainable().map(|index| (index, buffers(index))).collect(),
             updates: 0,
+            learning_rate: options.learning_rate,
+            rate_factor: (1.0, 1.0),
+            averages: None,
             on_device: None,
         }
     }
 
     pub fn learning_rate(&self) -> f64 {
-        self.options.learning_rate
+        self.learning_rate
+    }
+
+    /// Multiplies the learning rate of the next update.
+    pub fn set_rate_factor(&mut self, factor: f64) {
+        self.rate_factor = (factor, self.rate_factor.0);
+    }
+
+    /// The two factors, for the saved state.
+    pub fn rate_factors(&self) -> (f64, f64) {
+        self.rate_factor
+    }
+
+    pub fn restore_rate_factors(&mut self, factors: (f64, f64)) {
+        self.rate_factor = factors;
+    }
+
+    fn rate_of_this_update(&self) -> f64 {
+        // torch.optim.ASGD computes the rate of an update at the end of the one before; its first takes the rate of the moment.
+        let lags = self.averages.as_ref().is_some_and(|(average, _)| average.original && average.updates > 0);
+        self.learning_rate * if lags { self.rate_factor.1 } else { self.rate_factor.0 }
+    }
+
+    /// Whether [`Updater::swap_averages`] has something to swap.
+    pub fn average(&self) -> Option<Average> {
+        self.averages.as_ref().map(|(average, _)| *average)
+    }
+
+    /// The averages, each with its parameter's index; none before the first update that is averaged.
+    pub fn averages(&self) -> Option<impl Iterator<Item = (usize, &Tensor)>> {
+        let (_, averages) = self.averages.as_ref().filter(|(average, _)| average.updates > 0)?;
+        Some(averages.iter().map(|(index, average)| (*index, average)))
+    }
+
+    /// From the next update on, the trainable parameters are averaged. A frozen one has no average: it is its own.
+    pub fn begin_average(&mut self, device: &Device, parameters: &Parameters, average: Average) {
+        let room = |index: usize| Tensor::zeros(device, &parameters.specs()[index].shape, Category::OptimizerState);
+        self.averages = Some((average, parameters.trainable().map(|index| (index, room(index))).collect()));
+    }
+
+    /// Swaps every averaged parameter with its average: before an evaluation, and after it.
+    pub fn swap_averages(&mut self, parameters: &mut Parameters) {
+        let Some((average, averages)) = &mut self.averages else { return };
+        // Before the first update there is no average.
+        if average.updates > 0 {
+            averages.iter_mut().for_each(|(index, average)| std::mem::swap(parameters.value_mut(*index), average));
+        }
+    }
+
+    /// Takes the values after an update into the averages.
+    fn take_average(&mut self, device: &Device, parameters: &Parameters) {
+        let Some((average, averages)) = &mut self.averages else { return };
+        let weight = average.weigh() as f32;
+        for (index, average) in averages {
+            let value = parameters.value(*index);
+            if weight == 1.0 {
+                add_to(average, value, false);
+                continue;
+            }
+            if let Backend::Cpu = device.backend() {
+                crate::optim::average_into(average.data_mut(), value.data(), weight);
+                continue;
+            }
+            // average (1 - weight) + value weight; the workspaces are those of one parameter.
+            let mut part = Tensor::uninitialized(device, value.shape(), Category::Workspace);
+            scale(value, weight, &mut part);
+            let mut kept = Tensor::uninitialized(device, value.shape(), Category::Workspace);
+            scale(average, 1.0 - weight, &mut kept);
+            add_to(&mut part, &kept, true);
+            add_to(average, &part, false);
+        }
     }
 
     /// Moves every trainable parameter that has a gradient, unless a gradient is not finite.
     pub fn update(&mut self, device: &Device, parameters: &mut Parameters) -> Update {
         let written: Vec<usize> =
             parameters.trainable().filter(|&index| parameters.gradients.get(index).is_some()).collect();
-        match device.backend() {
+        let update = match device.backend() {
             Backend::Cpu => self.update_on_host(parameters, &written),
             Backend::Cuda(context) => self.update_on_device(context, parameters, written),
             Backend::Plan => Update { gradient_norm: 0.0, non_finite: None },
+        };
+        if update.non_finite.is_none() {
+            self.take_average(device, parameters);
         }
+        update
     }
 
     fn update_on_host(&mut self, parameters: &mut Parameters, written: &[usize]) -> Update {
@@ -88,7 +172,7 @@ impl Updater {
         }
         self.updates += 1;
         let hyper = Hyper {
-            learning_rate: self.options.learning_rate,
+            learning_rate: self.rate_of_this_update(),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             step: self.updates,
@@ -105,7 +189,7 @@ impl Updater {
 
     fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: Vec<usize>) -> Update {
         let hyperparameters = Hyperparameters {
-            learning_rate: self.options.learning_rate,
+            learning_rate: self.rate_of_this_update(),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             clip: self.options.clip,
@@ -143,10 +227,14 @@ impl Updater {
 
     /// Every buffer with its name, `PARAMETER.STATE`, for the resumable state.
     pub fn named_states<'a>(&'a self, parameters: &'a Parameters) -> impl Iterator<Item = (String, &'a Tensor)> + 'a {
-        self.states.iter().flat_map(move |(index, buffers)| {
+        let states = self.states.iter().flat_map(move |(index, buffers)| {
             let names = self.options.method.state_names().iter().zip(buffers);
             names.map(move |(name, buffer)| (format!("{}.{name}", parameters.specs()[*index].name), buffer))
-        })
+        });
+        let averages = self.averages.iter().flat_map(|(_, averages)| averages);
+        let averages =
+            averages.map(|(index, average)| (format!("{}.average", parameters.specs()[*index].name), average));
+        states.chain(averages)
     }
 
     /// The same, to be overwritten when a stage is resumed.
@@ -155,10 +243,14 @@ impl Updater {
         parameters: &'a Parameters,
     ) -> impl Iterator<Item = (String, &'a mut Tensor)> + 'a {
         let names = self.options.method.state_names();
-        self.states.iter_mut().flat_map(move |(index, buffers)| {
+        let states = self.states.iter_mut().flat_map(move |(index, buffers)| {
             let index = *index;
             let buffers = names.iter().zip(buffers);
             buffers.map(move |(name, buffer)| (format!("{}.{name}", parameters.specs()[index].name), buffer))
-        })
+        });
+        let averages = self.averages.iter_mut().flat_map(|(_, averages)| averages);
+        let averages =
+            averages.map(|(index, average)| (format!("{}.average", parameters.specs()[*index].name), average));
+        states.chain(averages)
     }
 }

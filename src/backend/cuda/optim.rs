@@ -138,7 +138,7 @@ pub fn update(context: &Context, plan: &Plan, state: Pointer) {
     let bits = |beta: f64| Argument::Long(beta.to_bits() as i64);
     let [beta1, beta2] = match plan.method {
         Method::Adam { beta1, beta2 } => [bits(beta1), bits(beta2)],
-        Method::Adadelta { .. } | Method::Sgd { .. } => [bits(0.0); 2],
+        Method::Adadelta { .. } | Method::Sgd { .. } | Method::NtAsgd { .. } => [bits(0.0); 2],
     };
     let prepare = Launch::blocks(1, PREPARE_THREADS).shared(SCRATCH);
     let arguments = [state, partials, slices, Argument::int(plan.slice_count), beta1, beta2];
@@ -155,7 +155,7 @@ pub fn update(context: &Context, plan: &Plan, state: Pointer) {
         Method::Sgd { momentum, dampening, nesterov } if momentum != 0.0 => {
             launch("optim_momentum", &[float(momentum), float(1.0 - dampening), Argument::flag(nesterov)]);
         }
-        Method::Sgd { .. } => launch("optim_sgd", &[]),
+        Method::Sgd { .. } | Method::NtAsgd { .. } => launch("optim_sgd", &[]),
         Method::Adam { beta1, beta2 } => {
             launch("optim_adam", &[float(1.0 - beta1), float(beta2), float(1.0 - beta2)]);
         }
