@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn a_word_that_is_missing_is_an_error_with_its_line() {
         let error = encode(&words("a b\n"), "a\nb x\n").unwrap_err().to_string();
-        assert!(error.contains("text.txt") && error.contains("line 2") && error.contains("\"x\""), "{error}");
+        assert!(error.contains("text.txt:2") && error.contains("\"x\""), "{error}");
     }
 
     #[test]

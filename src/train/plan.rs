@@ -8,6 +8,7 @@ use crate::device::{Category, Device};
 use crate::error::Result;
 use crate::models::Network;
 use crate::nn::{Parameters, Scheme};
+use crate::optim::{Average, Method};
 use crate::random::MaskKey;
 use crate::recipe::{Cmvn, Recipe};
 use crate::train::learner::{Learner, Work};
@@ -173,6 +174,11 @@ pub fn needs<T: Task>(recipe: &Recipe, task: &T, frozen_groups: &[usize]) -> Res
     let parameters = Parameters::initialize(&device, &task.model().structure().specs, Scheme::Espnet, 0);
     let options = update_options(recipe);
     let mut learner = Learner::with_parameters(&device, task.model().clone(), parameters, frozen_groups, options);
+    if let Method::NtAsgd { original, .. } = recipe.optimizer.method {
+        // Averaging may begin after any epoch.
+        let Learner { updater, parameters, .. } = &mut learner;
+        updater.begin_average(&device, parameters, Average { updates: 0, original });
+    }
     let count = |indices: &mut dyn Iterator<Item = usize>| -> u64 {
         indices.map(|index| learner.parameters.specs()[index].len() as u64).sum()
     };

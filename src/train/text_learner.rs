@@ -77,6 +77,7 @@ pub struct TextStep {
     pub update: Update,
     /// Bytes kept between forward and backward.
     pub kept: u64,
+    /// All products of the softmax, whose passes are one, count as backward.
     pub work: Work,
 }
 
