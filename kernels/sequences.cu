@@ -40,11 +40,11 @@ struct Rows {
     DEVICE Rows(int rows, int rows_per_block) : first(blockIdx.x * rows_per_block), count(min(rows_per_block, rows - first)) {}
 };
 
-// y = mask x; [rows, columns]. y may be x: backward is the same with gradients. The number of steps before this one is in memory at
-// `counter`, so that a captured graph draws a new mask each time, or, without, `step`.
+// y = mask x; [rows, columns]. y may be x: backward is the same with gradients. `locked`: the mask of time 0 at all times. The number of
+// steps before this one is in memory at `counter`, so that a captured graph draws a new mask each time, or, without, `step`.
 KERNEL(THREADS, 6)
-sequences_dropout(float *y, const float *x, const int *offsets, int steps, int rows, int columns, int rows_per_block, unsigned key_low,
-                  unsigned key_high, unsigned threshold, float scale, unsigned step, const unsigned long long *counter) {
+sequences_dropout(float *y, const float *x, const int *offsets, int steps, int rows, int columns, int rows_per_block, int locked,
+                  unsigned key_low, unsigned key_high, unsigned threshold, float scale, unsigned step, const unsigned long long *counter) {
     SHARED_MEMORY(Frame, frames); // [rows_per_block]
     const Rows mine(rows, rows_per_block);
     if (int(threadIdx.x) < mine.count) frames[threadIdx.x] = frame_of(mine.first + threadIdx.x, offsets, steps);
@@ -59,7 +59,7 @@ sequences_dropout(float *y, const float *x, const int *offsets, int steps, int r
             for (int j = 0; j < length; ++j) y[begin + j] = 0.0f;
             return;
         }
-        const uint4 drawn = mask.draw(quarter, frame.time, frame.sequence);
+        const uint4 drawn = mask.draw(quarter, locked ? 0 : frame.time, frame.sequence);
         if (quads) {
             Quad{begin}.store(y, mask.apply(drawn, Quad{begin}.load(x)));
         } else {

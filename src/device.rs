@@ -21,9 +21,11 @@ pub enum Category {
     Activation,
     /// Needed within one operation only.
     Workspace,
+    /// What one step hands to the next: the states of a language model.
+    Carried,
 }
 
-const CATEGORIES: usize = 5;
+const CATEGORIES: usize = 6;
 
 /// Counts the bytes on a device, now and at the peak.
 #[derive(Debug, Default)]

@@ -29,20 +29,27 @@ impl Philox {
     /// The four numbers at `counter`.
     #[inline]
     pub fn block(&self, counter: [u32; 4]) -> [u32; 4] {
-        let mut x = counter;
+        self.blocks(counter.map(|word| [word])).map(|[word]| word)
+    }
+
+    /// The numbers at several counters at once: word w of counter n is `counters[w][n]`, and so with the numbers.
+    #[inline(always)]
+    pub fn blocks<const N: usize>(&self, counters: [[u32; N]; 4]) -> [[u32; N]; 4] {
+        let mut x = counters;
         let mut key = self.key;
         for round in 0..ROUNDS {
             if round > 0 {
                 key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
             }
-            let first = u64::from(MULTIPLIERS[0]) * u64::from(x[0]);
-            let second = u64::from(MULTIPLIERS[1]) * u64::from(x[2]);
-            x = [
-                (second >> 32) as u32 ^ x[1] ^ key[0],
-                second as u32,
-                (first >> 32) as u32 ^ x[3] ^ key[1],
-                first as u32,
-            ];
+            for n in 0..N {
+                let first = u64::from(MULTIPLIERS[0]) * u64::from(x[0][n]);
+                let second = u64::from(MULTIPLIERS[1]) * u64::from(x[2][n]);
+                let (one, three) = (x[1][n], x[3][n]);
+                x[0][n] = (second >> 32) as u32 ^ one ^ key[0];
+                x[1][n] = second as u32;
+                x[2][n] = (first >> 32) as u32 ^ three ^ key[1];
+                x[3][n] = first as u32;
+            }
         }
         x
     }

@@ -110,9 +110,15 @@ impl Tape {
     /// # Errors
     /// What an operation's backward reports.
     pub fn backward(self, loss: &Var, scale: f32, parameters: &mut GradientBuffers) -> Result<()> {
-        let mut seed = Tensor::uninitialized(&self.device, loss.shape(), Category::Activation);
-        fill(&mut seed, scale);
+        let seed = self.seed(loss, scale);
         self.backward_from(loss, seed, parameters)
+    }
+
+    /// A gradient with which [`Tape::backward_from_all`] can begin: the same number for every element of `output`.
+    pub fn seed(&self, output: &Var, value: f32) -> Tensor {
+        let mut seed = Tensor::uninitialized(&self.device, output.shape(), Category::Activation);
+        fill(&mut seed, value);
+        seed
     }
 
     /// Sends the gradient of `output` back, whatever its shape.
@@ -120,12 +126,23 @@ impl Tape {
     /// # Errors
     /// What an operation's backward reports.
     pub fn backward_from(self, output: &Var, gradient: Tensor, parameters: &mut GradientBuffers) -> Result<()> {
-        assert_eq!(output.shape(), gradient.shape(), "a gradient has its tensor's shape");
-        let Some(place) = output.place else { return Ok(()) };
+        self.backward_from_all(vec![(output, gradient)], parameters)
+    }
+
+    /// Sends the gradients of several results back together, in one pass.
+    ///
+    /// # Errors
+    /// What an operation's backward reports.
+    pub fn backward_from_all(self, seeds: Vec<(&Var, Tensor)>, parameters: &mut GradientBuffers) -> Result<()> {
         let mut activations = Vec::new();
         activations.resize_with(self.shapes.len(), || None);
         let mut backward = Backward { device: self.device, shapes: self.shapes, activations, parameters };
-        backward.give(place, gradient);
+        for (output, gradient) in seeds {
+            assert_eq!(output.shape(), gradient.shape(), "a gradient has its tensor's shape");
+            if let Some(place) = output.place {
+                backward.give(place, gradient);
+            }
+        }
         for record in self.records.into_iter().rev() {
             // A result that nothing led to the loss has no gradient: its operation is skipped.
             if let Some(gradient) = backward.activations[record.output].take() {
@@ -223,7 +240,8 @@ impl GradientBuffers {
         self.buffers.iter_mut().flatten().for_each(|buffer| buffer.written = false);
     }
 
-    fn sink(&mut self, parameter: usize) -> Sink<'_> {
+    /// The buffer of a trainable parameter, to be written or added to.
+    pub(crate) fn sink(&mut self, parameter: usize) -> Sink<'_> {
         let buffer = self.buffers[parameter].as_mut().expect("only a trainable parameter has a place");
         let add = std::mem::replace(&mut buffer.written, true);
         Sink { tensor: &mut buffer.tensor, add }

@@ -3,8 +3,10 @@
 use crate::reference;
 use headfirst::device::{Category, Device};
 use headfirst::ops;
+use headfirst::ops::dropout::Sharing;
 use headfirst::ops::linear::Activation;
-use headfirst::ops::lstm::Direction;
+use headfirst::ops::linear_cross_entropy::{Top, losses, losses_and_gradients};
+use headfirst::ops::lstm::{Direction, State};
 use headfirst::ops::sequences::Sequences;
 use headfirst::random::{Mask, MaskKey, Philox};
 use headfirst::tape::{GradientBuffers, Tape, Var};
@@ -68,6 +70,11 @@ fn table() -> Vec<Case> {
         ));
     }
     dropout(&mut cases);
+    embedding(&mut cases);
+    for (lengths, inputs, hidden) in [(&[1][..], 1, 1), (&[5, 5, 5], 3, 5), (&[4, 3, 1], 6, 21)] {
+        masked_lstm(&mut cases, lengths, inputs, hidden);
+    }
+    regularisation(&mut cases);
     for (rows, symbols) in [(1, 1), (5, 7), (70, 50)] {
         cases.push(case(
             format!("log_softmax {rows} x {symbols}"),
@@ -136,23 +143,15 @@ fn linear(cases: &mut Vec<Case>, rows: usize, inputs: usize, outputs: usize) {
 fn lstm(cases: &mut Vec<Case>, lengths: &[usize], inputs: usize, hidden: usize, directions: usize) {
     let sequences = Sequences::new(lengths).unwrap();
     let x = vec![sequences.rows(), inputs];
-    let direction = [vec![4 * hidden, inputs], vec![4 * hidden, hidden], vec![4 * hidden], vec![4 * hidden]];
-    let shapes: Vec<Vec<usize>> = std::iter::once(x).chain((0..directions).flat_map(|_| direction.clone())).collect();
+    let parameters = [vec![4 * hidden, inputs], vec![4 * hidden, hidden], vec![4 * hidden], vec![4 * hidden]];
+    let shapes: Vec<Vec<usize>> = std::iter::once(x).chain((0..directions).flat_map(|_| parameters.clone())).collect();
     let packing = sequences.clone();
     cases.push(Case {
         name: format!("lstm of lengths {lengths:?}, {inputs} inputs, {hidden} units, {directions} directions"),
         depth: (sequences.steps() + 1) * (4 * hidden + inputs + 16) + sequences.rows(),
         shapes,
         forward: Box::new(move |tape, x| {
-            let directions: Vec<Direction> = x[1..]
-                .chunks(4)
-                .map(|p| Direction {
-                    input_weight: p[0].clone(),
-                    recurrent_weight: p[1].clone(),
-                    input_bias: p[2].clone(),
-                    recurrent_bias: p[3].clone(),
-                })
-                .collect();
+            let directions: Vec<Direction> = x[1..].chunks(4).map(direction).collect();
             ops::lstm::lstm(tape, &x[0], &packing, &directions).unwrap()
         }),
         reference: Box::new(move |x| {
@@ -170,33 +169,132 @@ fn lstm(cases: &mut Vec<Case>, lengths: &[usize], inputs: usize, hidden: usize, 
     });
 }
 
+/// 0 or 1 / (1 - p), by the counter's place.
+fn mask_factor(key: &MaskKey, layer: &str, probability: f64, place: [usize; 3]) -> f64 {
+    let [unit, time, sequence] = place;
+    let random = key.generator(layer).block([unit as u32 / 4, time as u32, sequence as u32, key.step])[unit % 4];
+    let kept = f64::from(random) >= (probability * 4_294_967_296.0_f64).floor();
+    if kept { 1.0 / (1.0 - probability) } else { 0.0 }
+}
+
 fn dropout(cases: &mut Vec<Case>) {
-    let sequences = Sequences::new(&[70, 6, 4, 1]).unwrap();
-    let (rows, columns) = (sequences.rows(), 9);
-    let key = MaskKey { seed: 3, stage: "1-4".into(), step: 17 };
-    let mask = Mask::new(&key, "encoder.proj.0", 0.4).unwrap();
-    let packing = sequences.clone();
-    cases.push(case(
-        "dropout",
-        &[&[rows, columns]],
-        2,
-        move |tape, x| ops::dropout::dropout(tape, &x[0], &packing, mask).unwrap(),
-        move |x| {
-            let mut output = x[0].clone();
-            for (sequence, &length) in sequences.lengths().iter().enumerate() {
-                for time in 0..length {
-                    for unit in 0..columns {
-                        let counter = [unit as u32 / 4, time as u32, sequence as u32, 17];
-                        let random = key.generator("encoder.proj.0").block(counter)[unit % 4];
-                        let kept = f64::from(random) >= (0.4 * 4_294_967_296.0_f64).floor();
-                        let element = &mut output[sequences.row(sequence, time) * columns + unit];
-                        *element *= if kept { 1.0 / 0.6 } else { 0.0 };
+    for sharing in [Sharing::Elementwise, Sharing::Locked] {
+        let sequences = Sequences::new(&[70, 6, 4, 1]).unwrap();
+        let (rows, columns) = (sequences.rows(), 9);
+        let key = MaskKey { seed: 3, stage: "1-4".into(), step: 17 };
+        let mask = Mask::new(&key, "encoder.proj.0", 0.4).unwrap();
+        let packing = sequences.clone();
+        cases.push(case(
+            format!("dropout, {sharing:?}"),
+            &[&[rows, columns]],
+            2,
+            move |tape, x| ops::dropout::dropout_as(tape, &x[0], &packing, mask, sharing).unwrap(),
+            move |x| {
+                let mut output = x[0].clone();
+                for (sequence, &length) in sequences.lengths().iter().enumerate() {
+                    for time in 0..length {
+                        for unit in 0..columns {
+                            let drawn = if sharing == Sharing::Locked { 0 } else { time };
+                            output[sequences.row(sequence, time) * columns + unit] *=
+                                mask_factor(&key, "encoder.proj.0", 0.4, [unit, drawn, sequence]);
+                        }
                     }
                 }
-            }
-            output
+                output
+            },
+        ));
+    }
+}
+
+fn embedding(cases: &mut Vec<Case>) {
+    for (vocabulary, columns, dropped) in [(1, 1, 0.0), (7, 5, 0.0), (9, 6, 0.3)] {
+        let tokens: Vec<u32> = (0..90).map(|row| row * row % vocabulary).collect();
+        let key = MaskKey { seed: 3, stage: "joint".into(), step: 5 };
+        let mask = (dropped > 0.0).then(|| Mask::new(&key, "encoder", dropped).unwrap());
+        let read = tokens.clone();
+        cases.push(case(
+            format!("embedding {vocabulary} x {columns}, dropping {dropped}"),
+            &[&[vocabulary as usize, columns]],
+            90,
+            move |tape, x| ops::embedding::embedding(tape, &x[0], &read, mask).unwrap(),
+            move |x| {
+                let rows = tokens.iter().map(|&token| token as usize);
+                let factor =
+                    |token| if dropped > 0.0 { mask_factor(&key, "encoder", dropped, [token, 0, 0]) } else { 1.0 };
+                rows.flat_map(|token| x[0][token * columns..][..columns].iter().map(move |w| factor(token) * w))
+                    .collect()
+            },
+        ));
+    }
+}
+
+/// With an initial state, and DropConnect on the recurrent weights.
+fn masked_lstm(cases: &mut Vec<Case>, lengths: &[usize], inputs: usize, hidden: usize) {
+    let sequences = Sequences::new(lengths).unwrap();
+    let key = MaskKey { seed: 4, stage: "joint".into(), step: 8 };
+    let mask = Mask::new(&key, "rnns.0", 0.5).unwrap();
+    let state = [sequences.count(), hidden];
+    let initial = [values("initial h", state[0] * state[1]), values("initial c", state[0] * state[1])];
+    let (packing, given) = (sequences.clone(), initial.clone());
+    let shapes: [&[usize]; 5] =
+        [&[sequences.rows(), inputs], &[4 * hidden, inputs], &[4 * hidden, hidden], &[4 * hidden], &[4 * hidden]];
+    cases.push(case(
+        format!("lstm of lengths {lengths:?}, {inputs} inputs, {hidden} units, from a state, with DropConnect"),
+        &shapes,
+        (sequences.steps() + 1) * (4 * hidden + inputs + 16) + sequences.rows(),
+        move |tape, x| {
+            let tensor =
+                |values: &[f32]| Tensor::from_vec(tape.device(), &state, values.to_vec(), Category::Activation);
+            let initial = State { hidden: tensor(&given[0]), cell: tensor(&given[1]) };
+            let direction = direction(&x[1..]);
+            ops::lstm::lstm_from(tape, &x[0], &packing, &direction, Some(&initial), Some(mask)).unwrap().0
+        },
+        move |x| {
+            let masked: Vec<f64> = x[2]
+                .iter()
+                .enumerate()
+                .map(|(place, w)| w * mask_factor(&key, "rnns.0", 0.5, [place % hidden, place / hidden, 0]))
+                .collect();
+            let direction = reference::LstmDirection {
+                input_weight: &x[1],
+                recurrent_weight: &masked,
+                input_bias: &x[3],
+                recurrent_bias: &x[4],
+            };
+            let [h, c] = in_f64(initial.to_vec()).try_into().unwrap();
+            reference::lstm_from(&x[0], &sequences, &[direction], [&h, &c]).0
         },
     ));
+}
+
+fn direction(x: &[Var]) -> Direction {
+    Direction {
+        input_weight: x[0].clone(),
+        recurrent_weight: x[1].clone(),
+        input_bias: x[2].clone(),
+        recurrent_bias: x[3].clone(),
+    }
+}
+
+fn regularisation(cases: &mut Vec<Case>) {
+    for (count, steps, columns) in [(1, 1, 1), (3, 1, 2), (4, 7, 5)] {
+        let sequences = Sequences::new(&vec![steps; count]).unwrap();
+        let shape: &[usize] = &[count * steps, columns];
+        cases.push(case(
+            format!("temporal_difference of {count} x {steps}"),
+            &[shape],
+            2,
+            move |tape, x| ops::temporal::temporal_difference(tape, &x[0], &sequences).unwrap(),
+            move |x| x[0].iter().skip(count * columns).zip(&x[0]).map(|(after, before)| after - before).collect(),
+        ));
+        cases.push(case(
+            format!("mean_square of {count} x {steps}"),
+            &[shape],
+            count * steps * columns + 4,
+            |tape, x| ops::arithmetic::mean_square(tape, &x[0]).unwrap(),
+            |x| vec![x[0].iter().map(|x| x * x).sum::<f64>() / x[0].len() as f64],
+        ));
+    }
 }
 
 fn ctc(cases: &mut Vec<Case>, lengths: &[usize], symbols: usize, labels: Vec<Vec<u32>>) {
@@ -390,6 +488,116 @@ fn freezing_some_inputs_leaves_the_bits_of_the_other_gradients_and_makes_no_buff
             assert_eq!(device.ledger().peak(Category::Gradient), 4 * wanted as u64, "{}", case.name);
             assert_eq!(device.ledger().live_total(), 0, "{}: everything is given back", case.name);
         }
+    }
+}
+
+#[test]
+fn the_state_that_an_lstm_ends_with_is_that_of_each_sequences_last_step() {
+    for (device, lengths) in
+        devices().iter().flat_map(|device| [[5, 5, 5], [4, 2, 1]].map(move |lengths| (device, lengths)))
+    {
+        let (sequences, inputs, hidden) = (Sequences::new(&lengths).unwrap(), 4, 6);
+        let shapes = [vec![sequences.rows(), inputs], vec![24, inputs], vec![24, hidden], vec![24], vec![24]];
+        let given: Vec<Vec<f32>> =
+            shapes.iter().enumerate().map(|(k, shape)| values(&format!("state {k}"), shape.iter().product())).collect();
+        let variable = |(shape, values): (&Vec<usize>, &Vec<f32>)| {
+            Var::constant(Tensor::from_vec(device, shape, values.clone(), Category::Parameter))
+        };
+        let x: Vec<Var> = shapes.iter().zip(&given).map(variable).collect();
+        let mut tape = Tape::new(device);
+        let (_, state) = ops::lstm::lstm_from(&mut tape, &x[0], &sequences, &direction(&x[1..]), None, None).unwrap();
+        let g = in_f64(given);
+        let parameters = reference::LstmDirection {
+            input_weight: &g[1],
+            recurrent_weight: &g[2],
+            input_bias: &g[3],
+            recurrent_bias: &g[4],
+        };
+        let zeros = vec![0.0; 3 * hidden];
+        let (_, [h, c]) = reference::lstm_from(&g[0], &sequences, &[parameters], [&zeros, &zeros]);
+        assert_close(&format!("h on {device}"), &state.hidden.to_vec(), &h, 300);
+        assert_close(&format!("c on {device}"), &state.cell.to_vec(), &c, 300);
+    }
+}
+
+/// The top of a language model is no record on a tape, so it has promises of its own. The last shape has more logits than exist at a time.
+#[test]
+fn linear_cross_entropy_agrees_with_its_definition_and_forms_the_gradients_that_are_wanted() {
+    const STEP: f64 = 1e-5;
+    for (device, (rows, inputs, vocabulary)) in devices()
+        .iter()
+        .flat_map(|device| [(1, 1, 1), (7, 5, 9), (33, 3, 70), (5, 2, 2_000_000)].map(move |sizes| (device, sizes)))
+        .filter(|(device, sizes)| device.to_string() == "cpu" || sizes.2 < 1000)
+    {
+        let shapes = [vec![rows, inputs], vec![vocabulary, inputs], vec![vocabulary]];
+        let given: Vec<Vec<f32>> =
+            shapes.iter().enumerate().map(|(k, shape)| values(&format!("top {k}"), shape.iter().product())).collect();
+        let targets: Vec<u32> = (0..rows).map(|row| (row * 31 % vocabulary) as u32).collect();
+        let run = |trainable: [bool; 3]| {
+            let wanted = shapes.iter().zip(trainable).map(|(shape, trainable)| trainable.then_some(&shape[..]));
+            let mut gradients = GradientBuffers::allocate(device, wanted);
+            let mut tape = Tape::new(device);
+            let input = |k: usize| {
+                let tensor = Tensor::from_vec(device, &shapes[k], given[k].clone(), Category::Parameter);
+                if trainable[k] { Var::parameter(tensor, k) } else { Var::constant(tensor) }
+            };
+            let inputs: Vec<Var> = (0..3).map(input).collect();
+            // An activation, as the output of the layers below is.
+            let x = ops::arithmetic::scale(&mut tape, &inputs[0], 1.0);
+            let top = Top { x: &x, weight: &inputs[1], bias: &inputs[2], targets: &targets };
+            let alone = losses(top).unwrap().read();
+            let (losses, dx) = losses_and_gradients(top, 0.5, &mut gradients).unwrap();
+            let losses = losses.read();
+            assert_eq!(alone, losses, "with and without gradients on {device}");
+            assert_eq!(dx.is_some(), trainable[0]);
+            if let Some(dx) = dx {
+                tape.backward_from(&x, dx, &mut gradients).unwrap();
+            }
+            (losses, (0..3).map(|k| gradients.get(k).map(Tensor::to_vec)).collect::<Vec<_>>())
+        };
+        let (found, all) = run([true; 3]);
+        let mut point = in_f64(given.clone());
+        let definition =
+            |point: &[Vec<f64>]| reference::linear_cross_entropy(&point[0], &point[1], &point[2], &targets);
+        let found: Vec<f32> = found.iter().map(|&loss| loss as f32).collect();
+        let depth = 16 + inputs + vocabulary.min(2000) + rows;
+        assert_close(&format!("losses on {device}"), &found, &definition(&point), depth);
+        for input in 0..3 {
+            let stride = point[input].len().div_ceil(if vocabulary > 1000 { 3 } else { 40 });
+            let mut expected = Vec::new();
+            for element in (0..point[input].len()).step_by(stride) {
+                let x = point[input][element];
+                let mut at = |moved: f64| {
+                    point[input][element] = moved;
+                    0.5 * definition(&point).iter().sum::<f64>()
+                };
+                let (above, below) = (at(x + STEP), at(x - STEP));
+                at(x);
+                expected.push((above - below) / (2.0 * STEP));
+            }
+            let found: Vec<f32> = all[input].as_ref().unwrap().iter().step_by(stride).copied().collect();
+            // Differences of sums of about rows * ln V lose 1e-16 * that / 1e-5; gradients may be as small as 1 / V.
+            for (found, expected) in found.iter().zip(expected) {
+                let tolerance = f64::from(f32::EPSILON) * depth as f64 + 1e-8;
+                assert!(
+                    (f64::from(*found) - expected).abs() < tolerance,
+                    "input {input} on {device}: {found}, {expected}"
+                );
+            }
+        }
+        for combination in 0..8 {
+            let trainable = [0, 1, 2].map(|k| combination >> k & 1 == 1);
+            let (_, gradients) = run(trainable);
+            for k in 0..3 {
+                let expected = all[k].as_deref().filter(|_| trainable[k]);
+                assert_eq!(
+                    gradients[k].as_deref().map(bits),
+                    expected.map(bits),
+                    "input {k} of {trainable:?} on {device}"
+                );
+            }
+        }
+        assert_eq!(device.ledger().live_total(), 0);
     }
 }
 

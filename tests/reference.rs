@@ -28,13 +28,25 @@ pub struct LstmDirection<'a> {
 
 /// `x: [R, C]`; gives `[R, D * H]`.
 pub fn lstm(x: &[f64], sequences: &Sequences, directions: &[LstmDirection<'_>]) -> Vec<f64> {
+    let zeros = vec![0.0; sequences.count() * directions[0].input_bias.len() / 4];
+    lstm_from(x, sequences, directions, [&zeros, &zeros]).0
+}
+
+/// From the initial h and c of every sequence, `[N, H]`; gives the output, and h and c of the last direction after each sequence's last step.
+pub fn lstm_from(
+    x: &[f64],
+    sequences: &Sequences,
+    directions: &[LstmDirection<'_>],
+    initial: [&[f64]; 2],
+) -> (Vec<f64>, [Vec<f64>; 2]) {
+    let mut last = initial.map(<[f64]>::to_vec);
     let hidden = directions[0].input_bias.len() / 4;
     let inputs = directions[0].input_weight.len() / (4 * hidden);
     let columns = directions.len() * hidden;
     let mut output = vec![0.0; sequences.rows() * columns];
     for (index, direction) in directions.iter().enumerate() {
         for (sequence, &length) in sequences.lengths().iter().enumerate() {
-            let (mut h, mut c) = (vec![0.0; hidden], vec![0.0; hidden]);
+            let [mut h, mut c] = initial.map(|state| state[sequence * hidden..][..hidden].to_vec());
             for step in 0..length {
                 let time = if index == 1 { length - 1 - step } else { step };
                 let row = sequences.row(sequence, time);
@@ -53,9 +65,19 @@ pub fn lstm(x: &[f64], sequences: &Sequences, directions: &[LstmDirection<'_>]) 
                 let start = row * columns + index * hidden;
                 output[start..start + hidden].copy_from_slice(&h);
             }
+            for (last, state) in last.iter_mut().zip([h, c]) {
+                last[sequence * hidden..][..hidden].copy_from_slice(&state);
+            }
         }
     }
-    output
+    (output, last)
+}
+
+/// -ln softmax(x W^T + b) at the target of every row.
+pub fn linear_cross_entropy(x: &[f64], weight: &[f64], bias: &[f64], targets: &[u32]) -> Vec<f64> {
+    let logits = linear(x, weight, bias, |x| x);
+    let rows = log_softmax(&logits, bias.len());
+    rows.chunks(bias.len()).zip(targets).map(|(row, &target)| -row[target as usize]).collect()
 }
 
 fn dot(weights: &[f64], x: &[f64]) -> f64 {

@@ -27,7 +27,11 @@ mod plan;
 mod program;
 /// The operations written down naively, in f64, for the tests to compare with.
 mod reference;
+/// A tiny text: learned, evaluated exactly, resumed to the same bits, and what is refused.
+mod text;
 /// A corpus of features small enough to be learned by heart in seconds, for the tests of what is learned.
 mod tiny;
 /// The model against PyTorch: outputs, gradients, and ten steps of every optimiser, joint and with frozen groups.
 mod torch;
+/// The language model against PyTorch with every mask fixed: losses, gradients, ten steps with carried states, NT-ASGD's average.
+mod torch_text;

@@ -1,14 +1,19 @@
-//! `data-tools`: from what a user downloads to what Headfirst reads. One file per corpus; each ends in Kaldi data folders.
+//! `data-tools`: from what a user downloads to what Headfirst reads. One file per corpus; each ends in Kaldi data folders or, for a text, in
+//! id files.
 //!
 //! | file | what it owns |
 //! |---|---|
 //! | `an4` | CMU's AN4 |
 //! | `features` | any Kaldi data folder with a `wav.scp` |
 //! | `folder` | writing a data folder: its tables and its features |
+//! | `text` | any text: id files and a token list |
+//! | `wikitext` | WikiText-2 and WikiText-103 |
 
 mod an4;
 mod features;
 mod folder;
+mod text;
+mod wikitext;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -16,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use headfirst::error::{Error, Result};
 
-/// Turns what you downloaded into what Headfirst reads: Kaldi data folders with features.
+/// Turns what you downloaded into what Headfirst reads: Kaldi data folders with features, or texts as token ids.
 ///
 /// An existing folder is brought up to date: each of its files is replaced as a whole when the new one is complete.
 #[derive(Parser)]
@@ -43,6 +48,8 @@ pub struct Common {
 enum Command {
     An4(an4::Arguments),
     Features(features::Arguments),
+    Wikitext(wikitext::Arguments),
+    Text(text::Arguments),
 }
 
 /// The command line, with the defaults of each corpus in its help.
@@ -63,6 +70,8 @@ fn run(cli: Cli) -> Result<()> {
     pool.install(|| match &cli.command {
         Command::An4(arguments) => an4::run(arguments, cli.common.quiet),
         Command::Features(arguments) => features::run(arguments, cli.common.quiet),
+        Command::Wikitext(arguments) => wikitext::run(arguments, cli.common.quiet),
+        Command::Text(arguments) => text::run(arguments, cli.common.quiet),
     })
 }
 

@@ -2,20 +2,24 @@
 
 use crate::cli::Common;
 use crate::cli::output::{print, print_json};
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::recipe::{DataKind, Recipe};
 use crate::score::rate::ErrorCounts;
 use crate::table::columns;
 use crate::train::evaluate::{Decoder, Evaluated};
 use crate::train::loaded::LoadedModel;
+use crate::train::loaded_text::{LoadedText, recipe_of_run};
 use crate::train::progress::Mode;
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Score a data set: loss, CER and WER
+/// Score a data set: loss, CER and WER of speech, perplexity of text
 ///
-/// The weights are a run's, or those of a safetensors file. The loss is the mean over the utterances of -ln p; CER and WER are edits in
-/// per cent of the reference, spaces counted as symbols. Writes nothing.
+/// The weights are a run's, or those of a safetensors file. Speech: the loss is the mean over the utterances of -ln p; CER and WER are edits in
+/// per cent of the reference, spaces counted as symbols. Text: one stream, in which every token after the first is predicted from all before
+/// it; the loss is the mean of -ln p over these, bits per character compare models with different tokens. Writes nothing.
 #[derive(Args)]
 pub struct Evaluate {
     /// RUN (its best stage), RUN/STAGE or RUN/STAGE@EPOCH
@@ -27,8 +31,8 @@ pub struct Evaluate {
     /// A safetensors file with the weights of the recipe's model
     #[arg(long, value_name = "FILE", requires = "recipe")]
     weights: Option<PathBuf>,
-    /// A data folder (default: the recipe's test set, or its validation set)
-    #[arg(long, value_name = "DIR")]
+    /// A data folder, or a text file (default: the recipe's test set, or its validation set)
+    #[arg(long, value_name = "DIR_OR_TEXT")]
     data: Option<PathBuf>,
     /// Decode with a prefix beam search of this width instead of greedily
     #[arg(long, value_name = "N")]
@@ -65,6 +69,9 @@ impl Evaluate {
     pub fn run(self, common: &Common) -> Result<()> {
         let decoder = decoder(self.beam)?;
         let (device, mode) = (common.open_device()?, Mode::choose(common.quiet));
+        if let Some(model) = self.language_model(&device)? {
+            return self.run_text(&model, mode);
+        }
         let model = match (&self.run, &self.recipe, &self.weights) {
             (Some(run), ..) => LoadedModel::of_run(&device, run)?,
             (None, Some(recipe), Some(weights)) => LoadedModel::of_files(&device, recipe, weights, mode)?,
@@ -86,6 +93,30 @@ impl Evaluate {
             infeasible_utterances: infeasible,
         };
         if self.json { print_json(&output) } else { print(&describe(&data.display().to_string(), &output)) }
+    }
+}
+
+impl Evaluate {
+    /// If that is what is to be evaluated.
+    fn language_model(&self, device: &Device) -> Result<Option<LoadedText>> {
+        match (&self.run, &self.recipe, &self.weights) {
+            (Some(run), ..) if recipe_of_run(run)?.data.kind == DataKind::Text => {
+                LoadedText::of_run(device, run).map(Some)
+            }
+            (None, Some(recipe), Some(weights)) if Recipe::load(recipe, &[])?.data.kind == DataKind::Text => {
+                LoadedText::of_files(device, recipe, weights).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn run_text(self, model: &LoadedText, mode: Mode) -> Result<()> {
+        if self.beam.is_some() {
+            return Err(Error::key("--beam", "is for speech; a text is not decoded").remedy("Leave it out"));
+        }
+        let data = model.data(self.data)?;
+        let scores = model.evaluate(&data, mode)?;
+        if self.json { print_json(&scores) } else { print(&scores.describe(&data)) }
     }
 }
 

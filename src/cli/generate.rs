@@ -1,48 +1,43 @@
-//! `headfirst --generate`: completions for a shell, or the man page.
+//! `headfirst generate`.
 
+use crate::cli::Common;
 use crate::cli::output::print;
 use crate::error::{Error, Result};
-use clap::{Command, ValueEnum};
-use clap_complete::Shell;
+use crate::train::loaded_text::{LoadedText, Sampling};
+use clap::Args;
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Generate {
-    Bash,
-    Zsh,
-    Fish,
-    Elvish,
-    Powershell,
-    Man,
+/// Write text with a language model
+///
+/// Prints the prompt and what follows it. The same seed writes the same text.
+#[derive(Args)]
+pub struct Generate {
+    /// RUN (its best stage), RUN/STAGE or RUN/STAGE@EPOCH
+    #[arg(value_name = "RUN")]
+    run: String,
+    /// What to begin with, in the tokens of the training text (default: the beginning of a line)
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    prompt: String,
+    /// Tokens to write
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    length: usize,
+    /// Above 1: bolder; below: closer to the most likely; 0: the most likely token always
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    temperature: f64,
+    /// Choose from the K most likely tokens only (0: from all)
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Of what is drawn
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
 }
 
-pub fn run(what: Generate, command: &mut Command) -> Result<()> {
-    let mut text = Vec::new();
-    let shell = match what {
-        Generate::Bash => Shell::Bash,
-        Generate::Zsh => Shell::Zsh,
-        Generate::Fish => Shell::Fish,
-        Generate::Elvish => Shell::Elvish,
-        Generate::Powershell => Shell::PowerShell,
-        Generate::Man => return man_page(command),
-    };
-    clap_complete::generate(shell, command, "headfirst", &mut text);
-    print(&String::from_utf8_lossy(&text))
-}
-
-/// The page of the program, followed by those of its commands.
-fn man_page(command: &mut Command) -> Result<()> {
-    command.build();
-    let mut text = Vec::new();
-    let failed = |error: std::io::Error| Error::program(format!("the man page cannot be made: {error}"));
-    clap_mangen::Man::new(command.clone()).render(&mut text).map_err(failed)?;
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
-        let name = format!("headfirst {}", command.get_name());
-        let page = clap_mangen::Man::new(command.clone().display_name(name.clone()).bin_name(name));
-        for section in [clap_mangen::Man::render_name_section, clap_mangen::Man::render_synopsis_section] {
-            section(&page, &mut text).map_err(failed)?;
+impl Generate {
+    pub fn run(self, common: &Common) -> Result<()> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return Err(Error::key("--temperature", format!("is {}", self.temperature)).remedy("Use 0 or more"));
         }
-        page.render_description_section(&mut text).map_err(failed)?;
-        page.render_options_section(&mut text).map_err(failed)?;
+        let model = LoadedText::of_run(&common.open_device()?, &self.run)?;
+        let sampling = Sampling { temperature: self.temperature, top_k: self.top_k, seed: self.seed };
+        print(&(model.generate(&self.prompt, self.length, &sampling)? + "\n"))
     }
-    print(&String::from_utf8_lossy(&text))
 }

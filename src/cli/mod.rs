@@ -1,10 +1,12 @@
 //! The command line: one file a command, and no logic of its own.
 
 mod bench;
+mod completions;
 mod demo;
 mod doctor;
 mod evaluate;
 mod generate;
+mod import;
 mod output;
 mod plan;
 mod report;
@@ -33,7 +35,7 @@ pub(crate) struct Cli {
     common: Common,
     /// Print a shell's completions, or the man page, and end
     #[arg(long, value_name = "WHAT", value_enum)]
-    generate: Option<generate::Generate>,
+    generate: Option<completions::Completions>,
 }
 
 /// What every command takes.
@@ -55,6 +57,8 @@ enum Command {
     Train(train::Train),
     Evaluate(evaluate::Evaluate),
     Transcribe(transcribe::Transcribe),
+    Generate(generate::Generate),
+    Import(import::Import),
     Plan(plan::Plan),
     Report(report::Report),
     Bench(bench::Bench),
@@ -77,7 +81,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let Cli { command, common, generate } = cli;
     if let Some(what) = generate {
-        return generate::run(what, &mut Cli::command());
+        return completions::run(what, &mut Cli::command());
     }
     let Some(command) = command else {
         Cli::command().error(clap::error::ErrorKind::MissingSubcommand, "a command is needed; see --help").exit()
@@ -89,6 +93,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Train(command) => command.run(&common),
         Command::Evaluate(command) => command.run(&common),
         Command::Transcribe(command) => command.run(&common),
+        Command::Generate(command) => command.run(&common),
+        Command::Import(command) => command.run(&common),
         Command::Plan(command) => command.run(&common),
         Command::Report(command) => command.run(),
         Command::Bench(command) => command.run(&common),

@@ -36,11 +36,15 @@ impl Plan {
 }
 
 fn describe(forecast: &RunForecast) -> String {
-    let RunForecast { name, symbols, training_utterances, training_frames, batches, .. } = forecast;
+    let RunForecast { name, symbols, training_frames, batches, .. } = forecast;
+    let training = match forecast.training_utterances {
+        Some(utterances) => format!("{utterances} training utterances, {training_frames} frames"),
+        None => format!("{training_frames} training tokens"),
+    };
     let groups: Vec<String> =
         forecast.groups.iter().map(|group| format!("{} ({})", group.name, group.parameters)).collect();
     let mut text = format!(
-        "{name}: {training_utterances} training utterances, {training_frames} frames, {batches} batches, {symbols} symbols\n\
+        "{name}: {training}, {batches} batches, {symbols} symbols\n\
          groups and their parameters: {}\n\nMemory in MiB\n",
         groups.join(", ")
     );
@@ -61,10 +65,16 @@ fn describe(forecast: &RunForecast) -> String {
     });
     text += "\n";
     if let Some(batch) = forecast.stages.first().map(|stage| &stage.needs.largest_batch) {
-        text += &format!(
-            "Largest batch: {} utterances with {} frames and {} labels, the longest is {} with {} frames\n",
-            batch.utterances, batch.frames, batch.labels, batch.longest_utterance, batch.longest_frames
-        );
+        text += &match forecast.training_utterances {
+            Some(_) => format!(
+                "Largest batch: {} utterances with {} frames and {} labels, the longest is {} with {} frames\n",
+                batch.utterances, batch.frames, batch.labels, batch.longest_utterance, batch.longest_frames
+            ),
+            None => format!(
+                "Largest batch: {} sequences with {} tokens, the longest has {}\n",
+                batch.utterances, batch.frames, batch.longest_frames
+            ),
+        };
     }
     text += &format!(
         "At most {} stages of at most {} epochs; one epoch of each: {}\n",

@@ -1,4 +1,4 @@
-//! Data that the engine reads: Kaldi data folders and archives, tokens, normalisation, subsets and batches.
+//! Data that the engine reads: Kaldi data folders and archives, texts, tokens, normalisation, subsets and batches.
 //!
 //! From a folder to batches:
 //!
@@ -13,9 +13,12 @@ pub mod cmvn;
 pub mod kaldi;
 pub mod prefetch;
 pub mod speech;
+pub mod streams;
 pub mod subset;
 pub mod table;
+pub mod text;
 pub mod tokens;
+pub mod vocabulary;
 
 pub use ark::{ArkWriter, FeatureArchive};
 pub use batch::{BatchLimits, BatchPlan, SpeechBatch};
@@ -24,4 +27,6 @@ pub use kaldi::{DataFolder, Source};
 pub use prefetch::Prefetch;
 pub use speech::{FeatureMatrix, FeatureProvider, SpeechData, SpeechUtterance};
 pub use subset::Subset;
+pub use text::TextData;
 pub use tokens::{TokenList, Unit};
+pub use vocabulary::Vocabulary;

@@ -3,7 +3,7 @@
 //! Every layer: BLSTM -> every s-th frame -> linear -> tanh -> dropout. Then a linear layer to the symbols, whose softmax is in the loss.
 
 use crate::error::Result;
-use crate::models::{Group, Layer, Structure};
+use crate::models::{Group, Layer, Network, Structure};
 use crate::nn::{Blstm, Linear, Parameters};
 use crate::ops;
 use crate::ops::linear::Activation;
@@ -33,6 +33,12 @@ pub struct BlstmCtc {
     layers: Vec<(Blstm, Linear)>,
     softmax: Linear,
     structure: Structure,
+}
+
+impl Network for BlstmCtc {
+    fn structure(&self) -> &Structure {
+        &self.structure
+    }
 }
 
 impl BlstmCtc {

@@ -1,6 +1,7 @@
 //! The models: a forward pass and a list of layer groups, bottom to top.
 
 pub mod blstm_ctc;
+pub mod lstm_lm;
 
 use crate::nn::ParameterSpec;
 use std::ops::Range;
@@ -20,6 +21,11 @@ pub struct Layer {
     /// For example `encoder.blstm.0`.
     pub name: String,
     pub parameters: Range<usize>,
+}
+
+/// What every model has.
+pub trait Network: Clone {
+    fn structure(&self) -> &Structure;
 }
 
 /// What is known of a model before it has values.

@@ -14,7 +14,14 @@ pub enum Scheme {
     Espnet,
     /// PyTorch's own defaults: LSTM U(-1/sqrt(H), 1/sqrt(H)), linear layers and their biases U(-1/sqrt(C), 1/sqrt(C)).
     Pytorch,
+    /// awd-lstm-lm: embedding and softmax weights U(-0.1, 0.1), the softmax's bias zero, the LSTM as PyTorch has it.
+    Awd,
+    /// ESPnet v1's language models: everything U(-0.1, 0.1).
+    Uniform,
 }
+
+/// Of the uniform initial values of [`Scheme::Awd`] and [`Scheme::Uniform`].
+const BOUND: f64 = 0.1;
 
 /// What a parameter is, as far as its initial values are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,23 +29,30 @@ pub enum Role {
     /// A matrix `[O, C]`.
     Weight,
     Bias,
+    /// A row for each token, `[V, C]`.
+    Embedding,
+    /// Of a language model, `[V, C]`.
+    SoftmaxWeight,
+    /// Of a language model, `[V]`.
+    SoftmaxBias,
 }
 
 /// The initial values of one parameter.
 pub fn initial_values(spec: &ParameterSpec, scheme: Scheme, seed: u64) -> Vec<f32> {
     let count = spec.shape.iter().product();
     let mut stream = Philox::named(seed, &format!("initial {}", spec.name)).stream();
+    let mut uniform =
+        |bound: f64| (0..count).map(|_| ((2.0 * stream.uniform() - 1.0) * bound) as f32).collect::<Vec<f32>>();
     match (scheme, spec.role) {
-        (Scheme::Espnet, Role::Bias) => vec![0.0; count],
-        (Scheme::Espnet, Role::Weight) => {
+        (Scheme::Espnet, Role::Bias | Role::SoftmaxBias) | (Scheme::Awd, Role::SoftmaxBias) => vec![0.0; count],
+        (Scheme::Espnet | Scheme::Pytorch, Role::Embedding) => (0..count).map(|_| stream.normal() as f32).collect(),
+        (Scheme::Espnet, Role::Weight | Role::SoftmaxWeight) => {
             let fan_in: usize = spec.shape[1..].iter().product();
             let deviation = 1.0 / (fan_in as f64).sqrt();
             (0..count).map(|_| (stream.normal() * deviation) as f32).collect()
         }
-        (Scheme::Pytorch, _) => {
-            let bound = 1.0 / (spec.pytorch_fan as f64).sqrt();
-            (0..count).map(|_| ((2.0 * stream.uniform() - 1.0) * bound) as f32).collect()
-        }
+        (Scheme::Awd, Role::Embedding | Role::SoftmaxWeight) | (Scheme::Uniform, _) => uniform(BOUND),
+        (Scheme::Pytorch | Scheme::Awd, _) => uniform(1.0 / (spec.pytorch_fan as f64).sqrt()),
     }
 }
 

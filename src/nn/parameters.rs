@@ -84,6 +84,11 @@ impl Parameters {
         &self.values[index]
     }
 
+    /// For whoever swaps it with another of the same shape.
+    pub(crate) fn value_mut(&mut self, index: usize) -> &mut Tensor {
+        &mut self.values[index]
+    }
+
     /// A trainable parameter, to be updated, and its gradient: only between two forward passes, when no tape holds them.
     pub fn value_and_gradient(&mut self, index: usize) -> Option<(&mut Tensor, &Tensor)> {
         let gradient = self.gradients.get(index)?;

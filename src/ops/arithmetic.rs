@@ -79,6 +79,17 @@ pub fn sum(tape: &mut Tape, x: &Var) -> Var {
     })
 }
 
+/// The mean of the squares of all elements, `[1]`: activation regularisation (Merity, Keskar, Socher, 2018), and, of the differences
+/// [`super::temporal::temporal_difference`], the temporal one. Backward keeps `x`.
+///
+/// # Errors
+/// None: the shapes always fit.
+pub fn mean_square(tape: &mut Tape, x: &Var) -> Result<Var> {
+    let squares = multiply(tape, x, x)?;
+    let total = sum(tape, &squares);
+    Ok(scale(tape, &total, 1.0 / x.tensor().len().max(1) as f32))
+}
+
 #[derive(Clone, Copy)]
 enum Combination {
     Sum,

@@ -1,20 +1,28 @@
 //! A layer of LSTM over whole sequences, in one or both directions (Hochreiter and Schmidhuber, 1997, with forget gates), as
-//! PyTorch defines it: gate order i, f, g, o, two biases, zero initial state. The reverse direction starts at each sequence's own end.
+//! PyTorch defines it: gate order i, f, g, o, two biases. The initial state is zero unless one is given ([`lstm_from`]: one direction, for
+//! language models). The reverse direction starts at each sequence's own end.
 //!
 //! ```text
 //! i, f, o = sigmoid(x W_ih^T + b_ih + h' W_hh^T + b_hh)    g = tanh(likewise)    c = f c' + i g    h = o tanh(c)
 //! ```
 //!
 //! The input projections of all steps are one product before the recurrence, the weight gradients products after it.
+//!
+//! DropConnect (Wan et al., 2013; Merity, Keskar, Socher, 2018) masks the recurrent weights for the whole batch: a weight is zero with
+//! probability p, the others are divided by 1 - p. The mask is that of dropout on one sequence of 4H frames of H units, so the weight in row
+//! r and column k has the counter (k / 4, r, 0, step). Masked weights exist while they are packed; backward draws the mask again, and masks the
+//! weights' gradient where it is formed.
 
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::matmul::Arithmetic;
 use crate::backend::{cpu, cuda};
 use crate::device::{Backend as On, Category, Device};
 use crate::error::{Error, Result};
+use crate::ops::dropout::{Sharing, masked, masked_in_place};
 use crate::ops::sequences::Sequences;
 use crate::ops::{expect_shape, matrix};
-use crate::primitives::{Factor, column_sums, product, workspace};
+use crate::primitives::{Factor, add_to, column_sums, product, workspace};
+use crate::random::Mask;
 use crate::tape::{Backward, Place, Tape, Var};
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -30,6 +38,13 @@ pub struct Direction {
     pub input_bias: Var,
     /// `[4H]`
     pub recurrent_bias: Var,
+}
+
+/// h and c of every sequence, both `[N, H]`, in packed order. No gradient goes through them.
+#[derive(Debug, Clone)]
+pub struct State {
+    pub hidden: Tensor,
+    pub cell: Tensor,
 }
 
 /// What backward keeps of one direction.
@@ -54,6 +69,43 @@ struct Kept {
 /// # Errors
 /// If the shapes do not fit.
 pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direction]) -> Result<Var> {
+    run(tape, x, sequences, directions, Extras { initial: None, last: None, mask: None })
+}
+
+/// One direction, from `initial` (zeros without one) and with `mask` on its recurrent weights; gives the output and the state after each
+/// sequence's last step. Gradients end at the initial state (truncated backpropagation through time).
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn lstm_from(
+    tape: &mut Tape,
+    x: &Var,
+    sequences: &Sequences,
+    direction: &Direction,
+    initial: Option<&State>,
+    mask: Option<Mask>,
+) -> Result<(Var, State)> {
+    let (_, hidden) = matrix("lstm", "the recurrent weight", direction.recurrent_weight.shape())?;
+    let shape = [sequences.count(), hidden];
+    if let Some(state) = initial {
+        expect_shape("lstm", "the initial h", state.hidden.shape(), &shape)?;
+        expect_shape("lstm", "the initial c", state.cell.shape(), &shape)?;
+    }
+    let room = || Tensor::uninitialized(tape.device(), &shape, Category::Activation);
+    let mut last = State { hidden: room(), cell: room() };
+    let extras = Extras { initial: initial.cloned(), last: Some(&mut last), mask };
+    let output = run(tape, x, sequences, std::slice::from_ref(direction), extras)?;
+    Ok((output, last))
+}
+
+/// What a single direction may have beside its parameters.
+struct Extras<'a> {
+    initial: Option<State>,
+    last: Option<&'a mut State>,
+    mask: Option<Mask>,
+}
+
+fn run(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direction], extras: Extras<'_>) -> Result<Var> {
     let (hidden, inputs) = check_shapes(x, sequences, directions)?;
     let rows = sequences.rows();
     let device = tape.device().clone();
@@ -74,8 +126,10 @@ pub fn lstm(tape: &mut Tape, x: &Var, sequences: &Sequences, directions: &[Direc
             bias_places: [tape.wants(&direction.input_bias), tape.wants(&direction.recurrent_bias)],
         });
     }
-    let sizes = Sizes { hidden, inputs, sequences: sequences.clone() };
-    recur(&device, &sizes, directions, &mut kept, &mut output);
+    let Extras { initial, last, mask } = extras;
+    let mask = mask.map(|mask| Ok((mask, Sequences::new(&[4 * hidden])?))).transpose()?;
+    let sizes = Sizes { hidden, inputs, sequences: sequences.clone(), initial, mask };
+    recur(&device, &sizes, directions, &mut kept, &mut output, last);
 
     let x_place = tape.wants(x);
     let kept_x = kept.iter().any(|kept| kept.input_weight_place.is_some()).then(|| x.tensor().clone());
@@ -102,9 +156,25 @@ struct Sizes {
     hidden: usize,
     inputs: usize,
     sequences: Sequences,
+    initial: Option<State>,
+    /// With the recurrent weights' rows as the frames of one sequence.
+    mask: Option<(Mask, Sequences)>,
 }
 
 impl Sizes {
+    /// The recurrent weights as the recurrence uses them.
+    fn masked(&self, weight: &Tensor) -> Tensor {
+        let Some((mask, rows)) = &self.mask else { return weight.clone() };
+        let mut output = Tensor::uninitialized(weight.device(), weight.shape(), Category::Workspace);
+        masked(weight, &mut output, rows, self.hidden, mask, Sharing::Elementwise);
+        output
+    }
+
+    fn host_initial(&self) -> Option<cpu::lstm::State<'_>> {
+        let state = self.initial.as_ref();
+        state.map(|state| cpu::lstm::State { hidden: state.hidden.data(), cell: state.cell.data() })
+    }
+
     fn shape(&self, directions: usize) -> cpu::lstm::Shape<'_> {
         cpu::lstm::Shape { hidden: self.hidden, directions, offsets: self.sequences.offsets() }
     }
@@ -115,7 +185,14 @@ impl Sizes {
 }
 
 /// The recurrence of all directions over all steps: gates from input projections to activations, cells, hidden states.
-fn recur(device: &Device, sizes: &Sizes, directions: &[Direction], kept: &mut [Kept], output: &mut Tensor) {
+fn recur(
+    device: &Device,
+    sizes: &Sizes,
+    directions: &[Direction],
+    kept: &mut [Kept],
+    output: &mut Tensor,
+    last: Option<&mut State>,
+) {
     let (hidden, rows) = (sizes.hidden, sizes.sequences.rows());
     device.count_operations(recurrent_operations(rows, hidden, directions.len()));
     match device.backend() {
@@ -124,37 +201,55 @@ fn recur(device: &Device, sizes: &Sizes, directions: &[Direction], kept: &mut [K
             let biases: Vec<Vec<f32>> = directions.iter().map(Direction::bias).collect();
             let mut operands = Vec::with_capacity(kept.len());
             for (((kept, packed), direction), bias) in kept.iter_mut().zip(&mut packed).zip(directions).zip(&biases) {
-                cpu::lstm::pack_forward(direction.recurrent_weight.tensor().data(), hidden, packed.data_mut());
+                let weight = sizes.masked(direction.recurrent_weight.tensor());
+                cpu::lstm::pack_forward(weight.data(), hidden, packed.data_mut());
                 operands.push(cpu::lstm::Forward {
                     weights: packed.data(),
                     bias: Some(bias),
                     gates: kept.gates.data_mut(),
                     cells: kept.cells.data_mut(),
-                    initial: None,
+                    initial: sizes.host_initial(),
                 });
             }
-            cpu::lstm::forward(&sizes.shape(directions.len()), &mut operands, output.data_mut());
+            let shape = sizes.shape(directions.len());
+            cpu::lstm::forward(&shape, &mut operands, output.data_mut());
+            drop(operands);
+            if let (Some(last), [kept, ..]) = (last, &*kept) {
+                let (hidden, cell) = (last.hidden.data_mut(), last.cell.data_mut());
+                cpu::lstm::final_state(&shape, 0, output.data(), kept.cells.data(), hidden, cell);
+            }
         }
         On::Cuda(context) => {
             let shape = sizes.device_shape(context, device.arithmetic(), directions.len());
             let workspace = workspace(device, cuda::lstm::forward_workspace(context, &shape));
+            let weights: Vec<Tensor> =
+                directions.iter().map(|direction| sizes.masked(direction.recurrent_weight.tensor())).collect();
+            let initial = sizes.initial.as_ref().map(|state| (state.hidden.pointer(), state.cell.pointer()));
+            let last = last.map(|state| (state.hidden.pointer_mut(), state.cell.pointer_mut()));
             let operands: Vec<cuda::lstm::Forward> = directions
                 .iter()
                 .zip(kept)
-                .map(|(direction, kept)| cuda::lstm::Forward {
+                .zip(&weights)
+                .map(|((direction, kept), weight)| cuda::lstm::Forward {
                     gates: kept.gates.pointer_mut(),
                     cells: kept.cells.pointer_mut(),
-                    weight: direction.recurrent_weight.tensor().pointer(),
+                    weight: weight.pointer(),
                     input_bias: direction.input_bias.tensor().pointer(),
                     recurrent_bias: direction.recurrent_bias.tensor().pointer(),
-                    initial: None,
-                    last: None,
+                    initial,
+                    last,
                 })
                 .collect();
             cuda::lstm::forward(context, &shape, &operands, output.pointer_mut(), workspace.pointer());
         }
-        On::Plan => drop(packed_weights(device, hidden, directions.len())),
+        On::Plan => plan_packing(device, sizes, directions.iter().map(|direction| direction.recurrent_weight.tensor())),
     }
+}
+
+/// What packing takes on the CPU, on the device `plan`.
+fn plan_packing<'a>(device: &Device, sizes: &Sizes, weights: impl ExactSizeIterator<Item = &'a Tensor>) {
+    let _packed = packed_weights(device, sizes.hidden, weights.len());
+    weights.for_each(|weight| drop(sizes.masked(weight)));
 }
 
 /// Room for the packed recurrent weights of every direction.
@@ -206,7 +301,22 @@ fn run_backward(
             let previous = previous_hidden(&device, &sizes, count, index, output);
             let sink = backward.sink(place);
             let (gates, previous) = (Factor::rows(&gates, 4 * hidden), Factor::rows(&previous, hidden));
-            product((4 * hidden, hidden, rows), gates.transposed(), previous, sink.tensor, sink.add);
+            let (shape, gates) = ((4 * hidden, hidden, rows), gates.transposed());
+            match &sizes.mask {
+                // What is there already is not to be masked.
+                Some((mask, weight_rows)) if sink.add => {
+                    let mut own = Tensor::uninitialized(&device, sink.tensor.shape(), Category::Workspace);
+                    product(shape, gates, previous, &mut own, false);
+                    masked_in_place(&mut own, weight_rows, hidden, mask, Sharing::Elementwise);
+                    add_to(sink.tensor, &own, true);
+                }
+                mask => {
+                    product(shape, gates, previous, sink.tensor, sink.add);
+                    if let Some((mask, weight_rows)) = mask {
+                        masked_in_place(sink.tensor, weight_rows, hidden, mask, Sharing::Elementwise);
+                    }
+                }
+            }
         }
         if let Some(place) = kept.input_weight_place {
             let x = x.as_ref().expect("kept because an input weight is trainable");
@@ -243,12 +353,13 @@ fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &
             let mut packed = packed_weights(device, hidden, count);
             let mut operands = Vec::with_capacity(count);
             for ((kept, packed), cell_gradient) in kept.iter_mut().zip(&mut packed).zip(&mut cell_gradients) {
-                cpu::lstm::pack_backward(kept.recurrent_weight.data(), hidden, packed.data_mut());
+                let weight = sizes.masked(&kept.recurrent_weight);
+                cpu::lstm::pack_backward(weight.data(), hidden, packed.data_mut());
                 operands.push(cpu::lstm::Backward {
                     weights: packed.data(),
                     gates: kept.gates.data_mut(),
                     cells: kept.cells.data(),
-                    initial: None,
+                    initial: sizes.host_initial(),
                     cell_gradient: cell_gradient.data_mut(),
                     final_hidden_gradient: None,
                     initial_hidden_gradient: None,
@@ -259,14 +370,17 @@ fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &
         On::Cuda(context) => {
             let shape = sizes.device_shape(context, device.arithmetic(), count);
             let workspace = workspace(device, cuda::lstm::backward_workspace(context, &shape));
+            let weights: Vec<Tensor> = kept.iter().map(|kept| sizes.masked(&kept.recurrent_weight)).collect();
+            let initial_cell = sizes.initial.as_ref().map(|state| state.cell.pointer());
             let operands: Vec<cuda::lstm::Backward> = kept
                 .iter_mut()
                 .zip(&mut cell_gradients)
-                .map(|(kept, cell_gradient)| cuda::lstm::Backward {
+                .zip(&weights)
+                .map(|((kept, cell_gradient), weight)| cuda::lstm::Backward {
                     gates: kept.gates.pointer_mut(),
                     cells: kept.cells.pointer(),
-                    weight: kept.recurrent_weight.pointer(),
-                    initial_cell: None,
+                    weight: weight.pointer(),
+                    initial_cell,
                     cell_gradient: cell_gradient.pointer_mut(),
                     final_hidden_gradient: None,
                     initial_hidden_gradient: None,
@@ -274,7 +388,7 @@ fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &
                 .collect();
             cuda::lstm::backward(context, &shape, &operands, gradient.pointer(), workspace.pointer());
         }
-        On::Plan => drop(packed_weights(device, hidden, count)),
+        On::Plan => plan_packing(device, sizes, kept.iter().map(|kept| &kept.recurrent_weight)),
     }
 }
 
@@ -285,12 +399,14 @@ fn previous_hidden(device: &Device, sizes: &Sizes, directions: usize, direction:
     match device.backend() {
         On::Cpu => {
             let shape = sizes.shape(directions);
-            cpu::lstm::previous_hidden(&shape, direction, output.data(), None, previous.data_mut());
+            let initial = sizes.host_initial().map(|state| state.hidden);
+            cpu::lstm::previous_hidden(&shape, direction, output.data(), initial, previous.data_mut());
         }
         On::Cuda(context) => {
             let shape = sizes.device_shape(context, device.arithmetic(), directions);
             let (output, previous) = (output.pointer(), previous.pointer_mut());
-            cuda::lstm::previous_hidden(context, &shape, direction, output, None, previous);
+            let initial = sizes.initial.as_ref().map(|state| state.hidden.pointer());
+            cuda::lstm::previous_hidden(context, &shape, direction, output, initial, previous);
         }
         On::Plan => {}
     }

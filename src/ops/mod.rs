@@ -6,11 +6,14 @@
 pub mod arithmetic;
 pub mod ctc;
 pub mod dropout;
+pub mod embedding;
 pub mod linear;
+pub mod linear_cross_entropy;
 pub mod log_softmax;
 pub mod lstm;
 pub mod sequences;
 pub mod subsample;
+pub mod temporal;
 
 use crate::error::{Error, Result};
 

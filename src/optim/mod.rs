@@ -4,11 +4,13 @@
 //! parameter and zero before the first update; the caller keeps them (in tensors, for trainable parameters only) and
 //! saves them. The gradient's scale from clipping is multiplied in on the way, so that clipping costs no pass of its own.
 
+mod average;
 mod epsilon_decay;
 mod norm;
 #[cfg(test)]
 mod tests;
 
+pub use average::{Average, is_triggered};
 pub use epsilon_decay::EpsilonDecay;
 pub use norm::{GradientNorm, clip_coefficient, gradient_norm};
 
@@ -28,6 +30,11 @@ pub enum Method {
     /// torch.optim.SGD: with `momentum` the first update takes the gradient undamped. Nesterov is defined for a momentum above 0
     /// and a dampening of 0 only.
     Sgd { momentum: f64, dampening: f64, nesterov: bool },
+    /// Non-monotonically triggered ASGD (Merity, Keskar, Socher, 2018): plain SGD, and from an epoch on, whose validation loss is above the
+    /// best of all but the last `nonmono` before it, the average of the parameters, which is what validation and the best weights take.
+    /// `original`: the two quirks of awd-lstm-lm and torch.optim.ASGD. While averaging, an update takes the factor on the learning rate of
+    /// the batch before, and the first update is not in the average.
+    NtAsgd { nonmono: usize, original: bool },
     /// Kingma and Ba, "Adam", 2015; torch.optim.Adam without AMSGrad. Weight decay is added to the gradient.
     Adam { beta1: f64, beta2: f64 },
 }
@@ -52,7 +59,7 @@ impl Method {
         match self {
             Method::Adadelta { .. } => &["square_average", "accumulated_delta"],
             Method::Sgd { momentum, .. } if *momentum != 0.0 => &["momentum_buffer"],
-            Method::Sgd { .. } => &[],
+            Method::Sgd { .. } | Method::NtAsgd { .. } => &[],
             Method::Adam { .. } => &["average", "square_average"],
         }
     }
@@ -94,7 +101,7 @@ impl Method {
                     *p -= learning_rate * direction;
                 });
             }
-            (Method::Sgd { .. }, _) => {
+            (Method::Sgd { .. } | Method::NtAsgd { .. }, _) => {
                 over_no_state(parameter, gradient, |p, g| {
                     *p -= learning_rate * (g * scale + weight_decay * *p);
                 });
@@ -120,6 +127,11 @@ impl Method {
             (method, states) => unreachable!("{} states for {method:?}, checked above", states.len()),
         }
     }
+}
+
+/// average += weight (value - average).
+pub fn average_into(average: &mut [f32], value: &[f32], weight: f32) {
+    over_no_state(average, value, |average, value| *average += weight * (value - *average));
 }
 
 /// Runs `work` compiled for the widest vectors that this processor has. Widths change no bits: nothing is contracted or reordered.

@@ -21,12 +21,13 @@ pub fn build(source: &Source, folder: &Path) -> Result<Recipe> {
         data: data(source, folder, kind)?,
         features: source.features.clone(),
         batch: batch(source, kind)?,
-        model: model(source)?,
+        model: model(source, kind)?,
         optimizer: optimizer(source)?,
-        training: training(source)?,
+        training: training(source, kind)?,
         cascade: cascade(source, folder)?,
     };
     check_features(source, kind)?;
+    check_text(source, &recipe)?;
     check_validation(source, &recipe)?;
     check_cascade(source, &recipe)?;
     Ok(recipe)
@@ -114,9 +115,15 @@ fn batch(source: &Source, kind: DataKind) -> Result<Batch> {
             max_frames: source.whole("batch.max_frames")?,
             max_labels: source.whole("batch.max_labels")?,
         },
-        DataKind::Text => {
-            Batch::Text { sequences: source.whole("batch.sequences")?, bptt: source.whole("batch.bptt")? }
-        }
+        DataKind::Text => Batch::Text(TextBatch {
+            mode: source.choice("batch.mode")?,
+            sequences: source.whole("batch.sequences")?,
+            bptt: source.whole("batch.bptt")?,
+            random_bptt: source.flag("batch.random_bptt")?,
+            max_length: source.whole("batch.max_length")?,
+            evaluation_streams: source.whole("batch.evaluation_streams")?,
+            original_evaluation: source.flag("batch.original_evaluation")?,
+        }),
     })
 }
 
@@ -124,9 +131,37 @@ fn whole_numbers(list: Vec<i64>) -> Option<Vec<usize>> {
     list.into_iter().map(|number| usize::try_from(number).ok()).collect()
 }
 
-/// The table allows one kind of model so far; a further kind is a match on `model.kind` here.
-fn model(source: &Source) -> Result<Model> {
-    let _: String = source.text("model.kind")?;
+/// Each kind of model reads one kind of data.
+fn model(source: &Source, data: DataKind) -> Result<Model> {
+    let kind = source.text("model.kind")?;
+    let (reads, word) = if kind == "lstm-lm" { (DataKind::Text, "text") } else { (DataKind::Speech, "speech") };
+    if reads != data {
+        let problem = format!("model.kind is \"{kind}\", which reads data.kind = \"{word}\"");
+        return Err(source.impossible("model.kind", problem, "Choose the other model, or the other data"));
+    }
+    match reads {
+        DataKind::Speech => recogniser(source),
+        DataKind::Text => language_model(source),
+    }
+}
+
+fn language_model(source: &Source) -> Result<Model> {
+    Ok(Model::LstmLm(LstmLm {
+        layers: source.whole("model.layers")?,
+        embedding: source.whole("model.embedding")?,
+        units: source.whole("model.units")?,
+        tied: source.flag("model.tied")?,
+        dropout: source.number("model.dropout")?,
+        dropout_hidden: source.number("model.dropout_hidden")?,
+        dropout_input: source.number("model.dropout_input")?,
+        dropout_embedding: source.number("model.dropout_embedding")?,
+        dropout_recurrent: source.number("model.dropout_recurrent")?,
+        locked_dropout: source.flag("model.locked_dropout")?,
+        init: source.choice("model.init")?,
+    }))
+}
+
+fn recogniser(source: &Source) -> Result<Model> {
     let layers = source.whole("model.layers")?;
     let numbers = |value: &Value| form::whole_list(value).and_then(whole_numbers);
     let subsample = source.optional("model.subsample", numbers)?.unwrap_or_else(|| vec![1; layers]);
@@ -154,6 +189,9 @@ fn optimizer(source: &Source) -> Result<Optimizer> {
             dampening: number("optimizer.dampening")?,
             nesterov: source.flag("optimizer.nesterov")?,
         },
+        "nt-asgd" => {
+            Method::NtAsgd { nonmono: source.whole("optimizer.nonmono")?, original: source.flag("optimizer.original")? }
+        }
         _ => Method::Adam { beta1: number("optimizer.beta1")?, beta2: number("optimizer.beta2")? },
     };
     if let Method::Sgd { momentum, dampening, nesterov: true } = method
@@ -164,10 +202,12 @@ fn optimizer(source: &Source) -> Result<Optimizer> {
         return Err(source.impossible("optimizer.nesterov", problem, remedy));
     }
     let adadelta = matches!(method, Method::Adadelta { .. });
+    let sgd = matches!(method, Method::Sgd { .. });
     Ok(Optimizer {
         method,
         learning_rate: number("optimizer.learning_rate")?,
-        epsilon: if matches!(method, Method::Sgd { .. }) { 0.0 } else { number("optimizer.epsilon")? },
+        learning_rate_decay: if sgd { number("optimizer.learning_rate_decay")? } else { 1.0 },
+        epsilon: if sgd || matches!(method, Method::NtAsgd { .. }) { 0.0 } else { number("optimizer.epsilon")? },
         epsilon_decay: if adadelta { number("optimizer.epsilon_decay")? } else { 1.0 },
         epsilon_decay_restores_best: adadelta && source.flag("optimizer.epsilon_decay_restores_best")?,
         weight_decay: number("optimizer.weight_decay")?,
@@ -175,8 +215,11 @@ fn optimizer(source: &Source) -> Result<Optimizer> {
     })
 }
 
-fn training(source: &Source) -> Result<Training> {
+fn training(source: &Source, kind: DataKind) -> Result<Training> {
+    let of_text = |name: &str| if kind == DataKind::Text { source.number(name) } else { Ok(0.0) };
     Ok(Training {
+        activation_regularization: of_text("training.activation_regularization")?,
+        temporal_regularization: of_text("training.temporal_regularization")?,
         max_epochs: source.whole("training.max_epochs")?,
         patience: source.whole("training.patience")?,
         criterion: source.choice("training.criterion")?,
@@ -214,6 +257,26 @@ fn check_features(source: &Source, kind: DataKind) -> Result<()> {
     Ok(())
 }
 
+/// What has a meaning for one way of reading a text only.
+fn check_text(source: &Source, recipe: &Recipe) -> Result<()> {
+    let Batch::Text(batch) = &recipe.batch else { return Ok(()) };
+    let Subset { fraction, complement_of, .. } = recipe.data.subset;
+    if fraction != 1.0 || complement_of != 0.0 {
+        let problem = "data.subset draws utterances, and data.kind is \"text\"";
+        return Err(source.impossible("data.subset.fraction", problem, "Remove it, and name a shorter text"));
+    }
+    if batch.mode == TextMode::Sentences && recipe.training.temporal_regularization > 0.0 {
+        let problem =
+            "training.temporal_regularization needs sequences of equal lengths, and batch.mode is \"sentences\"";
+        return Err(source.impossible(
+            "training.temporal_regularization",
+            problem,
+            "Remove it, or read the text as streams",
+        ));
+    }
+    Ok(())
+}
+
 /// Whatever compares epochs or stages needs something to compare them on.
 fn check_validation(source: &Source, recipe: &Recipe) -> Result<()> {
     if recipe.data.valid.is_some() {
@@ -228,6 +291,9 @@ fn check_validation(source: &Source, recipe: &Recipe) -> Result<()> {
     }
     if recipe.optimizer.epsilon_decay != 1.0 {
         return refuse("optimizer.epsilon_decay", recipe.optimizer.epsilon_decay.to_string());
+    }
+    if recipe.optimizer.learning_rate_decay != 1.0 {
+        return refuse("optimizer.learning_rate_decay", recipe.optimizer.learning_rate_decay.to_string());
     }
     Ok(())
 }

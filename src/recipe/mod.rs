@@ -116,14 +116,52 @@ pub struct Subset {
 #[serde(untagged)]
 pub enum Batch {
     Speech { utterances: usize, max_frames: usize, max_labels: usize },
-    Text { sequences: usize, bptt: usize },
+    Text(TextBatch),
 }
 
-/// The network; more kinds will come.
+/// How a text becomes batches.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TextBatch {
+    pub mode: TextMode,
+    /// Streams, or sentences of a batch.
+    pub sequences: usize,
+    pub bptt: usize,
+    pub random_bptt: bool,
+    pub max_length: usize,
+    pub evaluation_streams: usize,
+    pub original_evaluation: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TextMode {
+    /// The whole text, cut into streams that are read side by side.
+    Stream,
+    /// Every line by itself.
+    Sentences,
+}
+
+/// The network.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Model {
     BlstmCtc(BlstmCtc),
+    LstmLm(LstmLm),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LstmLm {
+    pub layers: usize,
+    pub embedding: usize,
+    pub units: usize,
+    pub tied: bool,
+    pub dropout: f64,
+    pub dropout_hidden: f64,
+    pub dropout_input: f64,
+    pub dropout_embedding: f64,
+    pub dropout_recurrent: f64,
+    pub locked_dropout: bool,
+    pub init: Scheme,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -142,6 +180,8 @@ pub struct Optimizer {
     #[serde(flatten)]
     pub method: Method,
     pub learning_rate: f64,
+    /// SGD; 1: none.
+    pub learning_rate_decay: f64,
     /// Adadelta and Adam; 0 for SGD, which has none.
     pub epsilon: f64,
     /// Adadelta; 1: none.
@@ -188,6 +228,9 @@ pub struct Training {
     /// 0: a state is written after each epoch only.
     pub save_minutes: f64,
     pub tensorboard: bool,
+    /// Language models; 0 for others.
+    pub activation_regularization: f64,
+    pub temporal_regularization: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,10 +293,12 @@ impl Serialize for ClassifierSource {
 }
 
 impl Model {
-    /// How many layer groups a cut can freeze: for blstm-ctc each BLSTM with its projection, and the softmax.
+    /// How many layer groups a cut can freeze: each BLSTM with its projection or LSTM, the softmax and, if its weights are its own, the
+    /// embedding.
     pub fn groups(&self) -> usize {
         match self {
             Model::BlstmCtc(model) => model.layers + 1,
+            Model::LstmLm(model) => model.layers + 1 + usize::from(!model.tied),
         }
     }
 }

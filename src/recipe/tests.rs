@@ -19,6 +19,9 @@ projection = 8
 kind = "adadelta"
 "#;
 
+/// Makes a language model of it.
+const OF_TEXT: [&str; 2] = ["data.kind=text", "model={kind='lstm-lm', layers=2, embedding=8, units=8}"];
+
 fn parse(text: &str, overrides: &[&str]) -> Result<Recipe> {
     let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
     Recipe::parse(text, Path::new("small.toml"), Path::new("/corpus/recipes"), &overrides)
@@ -40,7 +43,7 @@ fn only_the_required_keys_are_required() {
     let recipe = small(&[]);
     assert_eq!(recipe.seeds, [1]);
     assert_eq!(recipe.batch, Batch::Speech { utterances: 30, max_frames: 800, max_labels: 150 });
-    let Model::BlstmCtc(model) = &recipe.model;
+    let Model::BlstmCtc(model) = &recipe.model else { panic!("a recogniser") };
     assert_eq!(
         (model.subsample.as_slice(), model.dropout, model.init),
         ([1, 1].as_slice(), 0.0, crate::nn::Scheme::Espnet)
@@ -70,7 +73,8 @@ fn every_default_of_the_table_has_the_form_of_its_key() {
 
 /// Recipes that between them choose every kind.
 fn one_of_each_kind() -> Vec<Recipe> {
-    let text = ["data.kind=text", "cascade.criterion=loss", "optimizer={kind='sgd', momentum=0.9, nesterov=true}"];
+    let text = [&OF_TEXT[..], &["cascade.criterion=loss", "optimizer={kind='sgd', momentum=0.9, nesterov=true}"]];
+    let averaging = [&OF_TEXT[..], &["model.tied=false", "optimizer={kind='nt-asgd', nonmono=3, original=true}"]];
     vec![
         small(&[
             "features.num_mel_bins=40",
@@ -86,7 +90,8 @@ fn one_of_each_kind() -> Vec<Recipe> {
         ]),
         small(&["cascade={strategy='fixed', compositions=[[1, 2], [1, 1, 1]], reinit_seeds=[3, 4]}"]),
         small(&["cascade={classifier_from=['runs/a/joint@3', 'runs/b'], classifier_groups=2}"]),
-        small(&text),
+        small(&text.concat()),
+        small(&averaging.concat()),
     ]
 }
 
@@ -157,8 +162,13 @@ fn every_word_of_every_choice_can_be_chosen() {
         let Form::Choice(words) = key.form else { continue };
         for word in words {
             let mut overrides: Vec<String> = Vec::new();
-            if let Some((kind, kind_word)) = key.only_with {
-                overrides.push(format!("{kind}={kind_word}"));
+            match key.only_with {
+                Some(("data.kind", "text") | ("model.kind", "lstm-lm")) => overrides.extend(OF_TEXT.map(String::from)),
+                Some((kind, kind_word)) => overrides.push(format!("{kind}={kind_word}")),
+                None if [("data.kind", "text"), ("model.kind", "lstm-lm")].contains(&(key.name, *word)) => {
+                    overrides.extend(OF_TEXT.map(String::from));
+                }
+                None => {}
             }
             overrides.extend(companions(key.name, word).into_iter().map(str::to_owned));
             overrides.push(format!("{}={word}", key.name));
@@ -236,7 +246,11 @@ fn a_key_of_another_kind_is_refused() {
     let error = refusal(&["optimizer.momentum=0.9"]);
     assert!(error.contains("exists only with optimizer.kind = \"sgd\", and optimizer.kind is \"adadelta\""), "{error}");
     assert!(refusal(&["batch.bptt=70"]).contains("data.kind"));
-    assert!(refusal(&["data.kind=text", "features.pitch=true"]).contains("features"));
+    assert!(refusal(&[&OF_TEXT[..], &["features.pitch=true"]].concat()).contains("features"));
+    assert!(refusal(&["data.kind=text"]).contains("blstm-ctc\", which reads data.kind = \"speech\""));
+    assert!(refusal(&[&OF_TEXT[..], &["data.subset.fraction=0.5"]].concat()).contains("data.subset"));
+    let sentences = ["batch.mode=sentences", "training.temporal_regularization=1.0"];
+    assert!(refusal(&[&OF_TEXT[..], &sentences].concat()).contains("equal lengths"));
 }
 
 #[test]

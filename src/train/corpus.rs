@@ -6,11 +6,12 @@ use crate::data::cmvn::{Cmvn, Normalization};
 use crate::data::kaldi::{DataFolder, Source};
 use crate::data::speech::{FeatureMatrix, SpeechData};
 use crate::data::subset::Subset;
-use crate::data::tokens::{TokenList, Unit};
+use crate::data::tokens::TokenList;
 use crate::error::{Error, Result};
-use crate::recipe::{self, Batch, DataKind, Recipe, Tokens};
+use crate::recipe::{self, Batch, Recipe};
 use crate::train::progress::{Counted, Mode};
 use crate::train::run_folder::{self, RunFolder};
+use crate::train::task::token_unit as unit;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ pub struct Frontend {
     pub features: Option<FeatureOptions>,
 }
 
+#[derive(Clone)]
 pub struct Corpus {
     pub train: Arc<SpeechData>,
     pub valid: Arc<SpeechData>,
@@ -68,9 +70,6 @@ fn open_training_set(
     mode: Mode,
 ) -> Result<(SpeechData, Frontend)> {
     let data = &recipe.data;
-    if data.kind != DataKind::Speech {
-        return Err(Error::key("data.kind", "\"text\" has no model to train yet").remedy("Use kind = \"speech\""));
-    }
     let folder = DataFolder::open(&data.train)?;
     let tokens = match (&frontend, &data.token_list) {
         (Some(frontend), _) => frontend.tokens.clone(),
@@ -150,14 +149,6 @@ impl Frontend {
             Normalization::Utterance | Normalization::None => None,
         }
     }
-}
-
-fn unit(tokens: Tokens) -> Result<Unit> {
-    Unit::parse(match tokens {
-        Tokens::Char => "char",
-        Tokens::Word => "word",
-        Tokens::Bpe => "bpe",
-    })
 }
 
 fn subset(subset: &recipe::Subset) -> Option<Subset> {

@@ -36,7 +36,7 @@ impl Decoder {
 }
 
 /// A data set's scores, and what was decoded, in the order of the utterances' ids.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Evaluated {
     pub scores: Scores,
     pub characters: ErrorCounts,

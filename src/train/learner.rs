@@ -5,6 +5,7 @@ use crate::backend::cuda::context::Recording;
 use crate::data::SpeechBatch;
 use crate::device::{Category, Device};
 use crate::error::Result;
+use crate::models::Network;
 use crate::models::blstm_ctc::BlstmCtc;
 use crate::nn::{Parameters, Scheme};
 use crate::ops;
@@ -33,9 +34,10 @@ impl From<SpeechBatch> for Batch {
     }
 }
 
-pub struct Learner {
+/// Its steps for speech are here, those for text in [`super::text_learner`].
+pub struct Learner<M = BlstmCtc> {
     device: Device,
-    model: BlstmCtc,
+    model: M,
     pub parameters: Parameters,
     pub updater: Updater,
 }
@@ -90,9 +92,9 @@ pub struct Evaluation {
     pub feasible: Vec<bool>,
 }
 
-impl Learner {
+impl<M: Network> Learner<M> {
     /// Every parameter has its initial value and is trainable.
-    pub fn new(device: &Device, model: BlstmCtc, scheme: Scheme, init_seed: u64, options: UpdateOptions) -> Self {
+    pub fn new(device: &Device, model: M, scheme: Scheme, init_seed: u64, options: UpdateOptions) -> Self {
         let parameters = Parameters::initialize(device, &model.structure().specs, scheme, init_seed);
         Self::with_parameters(device, model, parameters, &[], options)
     }
@@ -100,7 +102,7 @@ impl Learner {
     /// Freezes the groups with these indices; the others get gradient buffers and fresh optimiser state.
     pub fn with_parameters(
         device: &Device,
-        model: BlstmCtc,
+        model: M,
         mut parameters: Parameters,
         frozen_groups: &[usize],
         options: UpdateOptions,
@@ -118,10 +120,12 @@ impl Learner {
         &self.device
     }
 
-    pub fn model(&self) -> &BlstmCtc {
+    pub fn model(&self) -> &M {
         &self.model
     }
+}
 
+impl Learner {
     /// Forward, backward, clipping, optimiser. The loss is the sum over the utterances divided by their number, as in ESPnet.
     ///
     /// # Errors
@@ -165,8 +169,7 @@ impl Learner {
         let Running { losses, feasible, update, kept, work } = running;
         let (losses, update) = (losses.read(), update.read());
         self.device.check()?;
-        // The next step may have been started, and counted, on the host.
-        self.updater.updates = self.updater.updates.max(update.updates);
+        self.updater.settle(&update);
         Ok(Step { losses, feasible, update, kept, work })
     }
 

@@ -59,7 +59,7 @@ impl LoadedModel {
             Error::file(weights.path(), "has no tensor encoder.blstm.0.weight_ih_l0, so it is no blstm-ctc")
                 .remedy("Name the weights of a model that the recipe describes")
         })?;
-        let model = model_of_sizes(&recipe, inputs, frontend.tokens.len());
+        let model = model_of_sizes(&recipe, inputs, frontend.tokens.len())?;
         let structure = model.structure();
         weights.expect(structure.specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())))?;
         let mut parameters = Parameters::initialize(device, &structure.specs, Scheme::Espnet, 0);

@@ -3,59 +3,46 @@
 use crate::cascade::Stage;
 use crate::device::Device;
 use crate::error::{Error, Result, Subject};
-use crate::models::blstm_ctc::BlstmCtc;
+use crate::models::Network;
 use crate::recipe::Recipe;
-use crate::train::corpus::Corpus;
-use crate::train::plan::{Needs, needs};
+use crate::train::plan::needs;
+use crate::train::task::Task;
 
 /// Checks the stage that is trained next; a CPU is not asked.
 ///
 /// # Errors
 /// If the memory that is free is not enough for its largest batch: says how much is needed, and which batch, or what frozen, would fit.
-pub fn check(recipe: &Recipe, corpus: &mut Corpus, model: &BlstmCtc, device: &Device, stage: &Stage) -> Result<()> {
+pub fn check<T: Task>(recipe: &Recipe, task: &T, device: &Device, stage: &Stage) -> Result<()> {
     let Some(free) = device.free_memory()? else { return Ok(()) };
-    let needs = |corpus: &Corpus, frozen: &[usize]| needs(recipe, corpus, model, frozen, device);
-    let needed = needs(corpus, &stage.frozen)?;
+    let needed = needs(recipe, task, &stage.frozen, device)?;
     if needed.device_memory <= free {
         return Ok(());
     }
-    let limits = corpus.limits;
-    let mut smaller = None;
-    while smaller.is_none() && corpus.limits.utterances > 1 {
-        corpus.limits.utterances /= 2;
-        let fits = needs(corpus, &stage.frozen)?.device_memory <= free;
-        smaller = fits.then_some(corpus.limits.utterances);
+    let (key, mut size) = task.batch_size();
+    let mut fits = false;
+    while !fits && size > 1 {
+        size /= 2;
+        fits = needs(recipe, &task.with_batch_size(size), &stage.frozen, device)?.device_memory <= free;
     }
-    corpus.limits = limits;
-    let head = model.structure().groups.len() - 1;
-    let with_frozen_head = needs(corpus, &[head])?.device_memory;
-    Err(not_enough(device, stage, &needed, free, smaller, with_frozen_head))
-}
-
-fn not_enough(
-    device: &Device,
-    stage: &Stage,
-    needed: &Needs,
-    free: u64,
-    smaller: Option<usize>,
-    with_frozen_head: u64,
-) -> Error {
+    let advice = match fits {
+        true => format!("{key} = {size} would fit"),
+        false => "No batch would fit: leave long utterances out, or make the model smaller".into(),
+    };
+    let head = task.model().structure().groups.len() - 1;
+    let with_frozen_head = needs(recipe, task, &[head], device)?.device_memory;
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let batch = &needed.largest_batch;
-    let problem = format!(
-        "the stage {} needs {} MiB, and {} MiB are free; its largest batch has {} utterances with {} frames, the longest is {} with {}",
+    let mut problem = format!(
+        "the stage {} needs {} MiB, and {} MiB are free; its largest batch has {} sequences with {} frames or tokens",
         stage.title,
         mib(needed.device_memory),
         mib(free),
         batch.utterances,
         batch.frames,
-        batch.longest_utterance,
-        batch.longest_frames,
     );
-    let advice = match smaller {
-        Some(utterances) => format!("batch.utterances = {utterances} would fit"),
-        None => "No batch would fit: leave long utterances out, or make the model smaller".into(),
-    };
+    if !batch.longest_utterance.is_empty() {
+        problem += &format!(", the longest is {} with {}", batch.longest_utterance, batch.longest_frames);
+    }
     let advice = format!("{advice}; a stage with its top group frozen needs {} MiB", mib(with_frozen_head));
-    Error::new(Subject::Device(device.to_string()), problem).remedy(advice)
+    Err(Error::new(Subject::Device(device.to_string()), problem).remedy(advice))
 }

@@ -4,21 +4,20 @@
 //! would do, and whose tensors have shapes and no elements: its ledger then has the bytes that training will have, and its counter the operations. Of the
 //! data only the sizes are read, but for folders with audio and no features, whose frames are known once they are computed.
 
-use crate::data::speech::SpeechData;
 use crate::device::{Category, Device};
 use crate::error::Result;
-use crate::models::blstm_ctc::BlstmCtc;
+use crate::models::Network;
 use crate::nn::{Parameters, Scheme};
-use crate::ops::sequences::Sequences;
+use crate::optim::{Average, Method};
 use crate::random::MaskKey;
 use crate::recipe::{Cmvn, Recipe};
-use crate::train::corpus::Corpus;
-use crate::train::learner::{Batch, Learner, Work};
-use crate::train::prepare::{Prepared, prepare};
+use crate::train::learner::{Learner, Work};
+use crate::train::prepare::{AnyTask, prepare};
 use crate::train::progress::Mode;
 use crate::train::record::GroupRecord;
 use crate::train::run;
 use crate::train::stage::update_options;
+use crate::train::task::{Set, Task};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -28,7 +27,10 @@ pub struct RunForecast {
     pub name: String,
     pub strategy: String,
     pub symbols: usize,
-    pub training_utterances: usize,
+    /// Speech.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training_utterances: Option<usize>,
+    /// Of a text, tokens.
     pub training_frames: u64,
     /// Of the training set: optimiser steps of an epoch.
     pub batches: usize,
@@ -89,11 +91,13 @@ pub struct Memory {
 pub struct BatchForecast {
     /// From 0, the batch with the longest utterance first.
     pub batch: usize,
-    /// The id of its longest utterance.
+    /// The id of its longest utterance; empty for text.
     pub longest_utterance: String,
+    /// Of a text, streams or sentences.
     pub utterances: usize,
     /// Of the longest utterance.
     pub longest_frames: usize,
+    /// Of a text, tokens.
     pub frames: usize,
     pub labels: usize,
     pub kept_activations: u64,
@@ -111,8 +115,14 @@ pub fn forecast(recipe: &Recipe, device: &Device, mode: Mode) -> Result<RunForec
         // They would take a pass over all features, none of which is read here.
         without_statistics.data.cmvn = Cmvn::None;
     }
-    let Prepared { corpus, model, .. } = prepare(&without_statistics, device, None, mode)?;
-    let structure = model.structure();
+    match prepare(&without_statistics, device, None, mode)?.task {
+        AnyTask::Speech(task) => forecast_task(recipe, &task, device),
+        AnyTask::Text(task) => forecast_task(recipe, &task, device),
+    }
+}
+
+fn forecast_task<T: Task>(recipe: &Recipe, task: &T, device: &Device) -> Result<RunForecast> {
+    let structure = task.model().structure();
     let group = |group: &crate::models::Group| GroupRecord {
         name: group.name.clone(),
         parameters: structure.count(group.parameters.clone()),
@@ -124,10 +134,9 @@ pub fn forecast(recipe: &Recipe, device: &Device, mode: Mode) -> Result<RunForec
         for stage in plan.outline() {
             let needs = match known.get(&stage.frozen) {
                 Some(needs) => needs.clone(),
-                None => known
-                    .entry(stage.frozen.clone())
-                    .or_insert(needs(recipe, &corpus, &model, &stage.frozen, device)?)
-                    .clone(),
+                None => {
+                    known.entry(stage.frozen.clone()).or_insert(needs(recipe, task, &stage.frozen, device)?).clone()
+                }
             };
             stages.push(StageForecast {
                 stage: stage.id.to_string(),
@@ -137,14 +146,14 @@ pub fn forecast(recipe: &Recipe, device: &Device, mode: Mode) -> Result<RunForec
             });
         }
     }
-    let utterances = corpus.train.utterances();
+    let pieces = task.planned()?;
     Ok(RunForecast {
         name: recipe.name.clone(),
         strategy: run::strategy_name(recipe.cascade.strategy).into(),
-        symbols: corpus.frontend.tokens.len(),
-        training_utterances: utterances.len(),
-        training_frames: utterances.iter().map(|utterance| utterance.frames as u64).sum(),
-        batches: corpus.train.plan(corpus.limits)?.len(),
+        symbols: task.symbols(),
+        training_utterances: task.utterances(),
+        training_frames: pieces.iter().map(|piece| task.describe(piece).frames as u64).sum(),
+        batches: pieces.len(),
         max_epochs: recipe.training.max_epochs,
         groups: structure.groups.iter().map(group).collect(),
         most_stages: stages.len(),
@@ -164,19 +173,18 @@ impl Needs {
 ///
 /// # Errors
 /// If the data does not fit the model.
-pub fn needs(
-    recipe: &Recipe,
-    corpus: &Corpus,
-    model: &BlstmCtc,
-    frozen_groups: &[usize],
-    device: &Device,
-) -> Result<Needs> {
+pub fn needs<T: Task>(recipe: &Recipe, task: &T, frozen_groups: &[usize], device: &Device) -> Result<Needs> {
     let device = device.counting();
     let ledger = device.ledger();
     // Which values the parameters begin with does not matter here: none is made.
-    let parameters = Parameters::initialize(&device, &model.structure().specs, Scheme::Espnet, 0);
+    let parameters = Parameters::initialize(&device, &task.model().structure().specs, Scheme::Espnet, 0);
     let options = update_options(recipe);
-    let mut learner = Learner::with_parameters(&device, model.clone(), parameters, frozen_groups, options);
+    let mut learner = Learner::with_parameters(&device, task.model().clone(), parameters, frozen_groups, options);
+    if let Method::NtAsgd { original, .. } = recipe.optimizer.method {
+        // Averaging may begin after any epoch.
+        let Learner { updater, parameters, .. } = &mut learner;
+        updater.begin_average(&device, parameters, Average { updates: 0, original });
+    }
     let count = |indices: &mut dyn Iterator<Item = usize>| -> u64 {
         indices.map(|index| learner.parameters.specs()[index].len() as u64).sum()
     };
@@ -189,53 +197,34 @@ pub fn needs(
     needs.memory.gradients = ledger.live(Category::Gradient);
     needs.memory.optimizer_state = ledger.live(Category::OptimizerState);
     let masks = MaskKey { seed: 0, stage: String::new(), step: 0 };
-    for (number, indices) in corpus.train.plan(corpus.limits)?.batches().iter().enumerate() {
-        let batch = sizes_of_batch(&corpus.train, indices)?;
+    let mut carried = task.carried(&device);
+    for (number, piece) in task.planned()?.iter().enumerate() {
+        let batch = task.outline(piece)?;
         ledger.reset_peaks();
-        let step = learner.train(&batch, &masks)?;
+        let running = task.start(&mut learner, batch, &mut carried, &masks)?;
+        let step = task.settle(&mut learner, running)?;
         needs.epoch += step.work;
         needs.memory.kept_activations = needs.memory.kept_activations.max(step.kept);
         let peak = ledger.peak_total();
         if peak > needs.largest_batch.peak {
-            let longest = &corpus.train.utterances()[indices[0]];
-            needs.largest_batch = BatchForecast {
-                batch: number,
-                longest_utterance: longest.id.clone(),
-                utterances: indices.len(),
-                longest_frames: longest.frames,
-                frames: batch.sequences.rows(),
-                labels: batch.labels.iter().map(Vec::len).sum(),
-                kept_activations: step.kept,
-                peak,
-                work: step.work,
-            };
+            let described = task.describe(piece);
+            needs.largest_batch =
+                BatchForecast { batch: number, kept_activations: step.kept, peak, work: step.work, ..described };
         }
     }
     needs.memory.peak = needs.largest_batch.peak;
     // A held-out set may have longer utterances than the training set.
-    for (set, is_validation) in [(Some(&corpus.valid), true), (corpus.test.as_ref(), false)] {
-        let Some(set) = set else { continue };
+    for set in [Set::Valid, Set::Test] {
         ledger.reset_peaks();
         let before = device.operations();
-        for indices in set.plan(corpus.limits)?.batches() {
-            learner.evaluate(&sizes_of_batch(set, indices)?)?;
+        if !task.evaluate_outline(&learner, set)? {
+            continue;
         }
         needs.memory.peak = needs.memory.peak.max(ledger.peak_total());
-        if is_validation {
+        if set == Set::Valid {
             needs.validation_operations = device.operations() - before;
         }
     }
     (needs.memory.arena, needs.device_memory) = device.memory_on_gpu().unwrap_or((0, needs.memory.peak));
     Ok(needs)
-}
-
-/// A batch as the learner takes it, but for its features. `indices` are by falling length, as a batch plan has them.
-fn sizes_of_batch(data: &SpeechData, indices: &[usize]) -> Result<Batch> {
-    let utterances: Vec<_> = indices.iter().map(|&index| &data.utterances()[index]).collect();
-    let lengths: Vec<usize> = utterances.iter().map(|utterance| utterance.frames).collect();
-    Ok(Batch {
-        sequences: Sequences::new(&lengths)?,
-        features: Vec::new(),
-        labels: utterances.iter().map(|utterance| utterance.labels.clone()).collect(),
-    })
 }

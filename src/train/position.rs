@@ -1,6 +1,6 @@
 //! Where a stage stands: what its saved state holds beside the tensors.
 
-use crate::optim::EpsilonDecay;
+use crate::optim::{Average, EpsilonDecay};
 use crate::train::number;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,18 @@ pub struct Position {
     /// Updates made since the stage began.
     pub updates: u64,
     pub epsilon: Option<EpsilonDecay>,
+    /// None in states of versions that never changed it.
+    #[serde(default)]
+    pub learning_rate: Option<f64>,
+    /// On the learning rate, of the last batch and the one before.
+    #[serde(default)]
+    pub rate_factors: Option<(f64, f64)>,
+    /// NT-ASGD's, once it has begun.
+    #[serde(default)]
+    pub average: Option<Average>,
+    /// NT-ASGD: the validation losses before.
+    #[serde(default)]
+    pub losses_before_averaging: Vec<f64>,
     /// Of the epoch that is under way.
     pub sums: EpochSums,
     pub best: Option<Best>,
@@ -40,7 +52,7 @@ pub struct Best {
 pub struct EpochSums {
     #[serde(with = "number::float")]
     pub loss: f64,
-    /// Those with a loss.
+    /// Those with a loss; of a text, tokens.
     pub utterances: u64,
     #[serde(with = "number::float")]
     pub gradient_norm: f64,

@@ -2,24 +2,36 @@
 
 use crate::backend::cpu::ctc;
 use crate::backend::cuda::matmul::Arithmetic;
+use crate::data::Vocabulary;
 use crate::data::speech::{SpeechData, SpeechUtterance};
 use crate::data::tokens::TokenList;
 use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
+use crate::models::Network;
+use crate::models::Structure;
 use crate::models::blstm_ctc::{BlstmCtc, Sizes};
-use crate::recipe::{self, Model, Precision, Recipe};
+use crate::models::lstm_lm::{self, Dropouts, LstmLm};
+use crate::ops::dropout::Sharing;
+use crate::recipe::{self, DataKind, Model, Precision, Recipe};
 use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
 use crate::train::progress::Mode;
-use crate::train::run_folder::RunFolder;
+use crate::train::run_folder::{self, RunFolder};
+use crate::train::task::{SpeechTask, token_unit};
+use crate::train::text_corpus::{TextCorpus, TextTask, vocabulary_of};
 use crate::train::weights_reference::{WeightsReference, resolve_reference};
 
 /// What a recipe names, opened and found to fit together.
 pub struct Prepared {
-    pub corpus: Corpus,
-    pub model: BlstmCtc,
+    pub task: AnyTask,
     /// The weights of other runs that the cascade begins with.
     pub classifiers: Vec<WeightsReference>,
+}
+
+/// The kinds of data there are, each with its model.
+pub enum AnyTask {
+    Speech(SpeechTask),
+    Text(TextTask),
 }
 
 /// Opens what the recipe names. A run that goes on brings its folder: its tokens and normalisation are used again. `mode` is how it is
@@ -30,6 +42,10 @@ pub struct Prepared {
 pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mode: Mode) -> Result<Prepared> {
     choose_arithmetic(recipe, device)?;
     let classifiers = classifiers(recipe)?;
+    if recipe.data.kind == DataKind::Text {
+        let task = prepare_text(recipe, resumed, &classifiers)?;
+        return Ok(Prepared { task: AnyTask::Text(task), classifiers });
+    }
     let (frontend, keep_normalization) = match (resumed, classifiers.first()) {
         (Some(folder), _) => (Some(Frontend::of_run(folder, recipe)?), true),
         (None, Some(classifier)) => {
@@ -45,27 +61,86 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mo
         return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
     }
     let corpus = Corpus::open(recipe, frontend, keep_normalization, mode)?;
-    let model = model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len());
+    let model = model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len())?;
     for set in [&corpus.train, &corpus.valid] {
         check_feasible(set, &model)?;
     }
     for classifier in &classifiers {
         check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;
     }
-    Ok(Prepared { corpus, model, classifiers })
+    Ok(Prepared { task: AnyTask::Speech(SpeechTask { corpus, model }), classifiers })
 }
 
-/// The model that the recipe asks for, with so many features a frame and so many symbols.
-pub fn model_of_sizes(recipe: &Recipe, inputs: usize, symbols: usize) -> BlstmCtc {
-    let Model::BlstmCtc(sizes) = &recipe.model;
-    BlstmCtc::new(Sizes {
+fn prepare_text(recipe: &Recipe, resumed: Option<&RunFolder>, classifiers: &[WeightsReference]) -> Result<TextTask> {
+    let vocabulary = match (resumed, classifiers.first()) {
+        (Some(folder), _) => vocabulary_of_run(folder, recipe)?,
+        (None, Some(classifier)) => {
+            let other = RunFolder::open(&classifier.run)?;
+            vocabulary_of_run(&other, &recipe_of(&other)?)?
+        }
+        (None, None) => vocabulary_of(&recipe.data)?,
+    };
+    let corpus = TextCorpus::open(recipe, vocabulary)?;
+    let model = language_model(recipe, corpus.vocabulary.len())?;
+    for classifier in classifiers {
+        let other = RunFolder::open(&classifier.run)?;
+        let tokens = vocabulary_of_run(&other, &recipe_of(&other)?)?;
+        check_same_tokens(classifier, tokens.symbols(), corpus.vocabulary.symbols())?;
+        check_shapes(classifier, model.structure(), recipe.cascade.classifier_groups)?;
+    }
+    TextTask::new(recipe, corpus, model)
+}
+
+/// The token list that a run of a language model keeps.
+///
+/// # Errors
+/// If it is missing or damaged.
+pub fn vocabulary_of_run(folder: &RunFolder, recipe: &Recipe) -> Result<Vocabulary> {
+    if recipe.data.kind != DataKind::Text {
+        return Err(
+            Error::file(folder.path(), "is a run on speech, not on text").remedy("Name a run of a language model")
+        );
+    }
+    Vocabulary::load(token_unit(recipe.data.tokens)?, folder.path().join(run_folder::TOKENS))
+}
+
+/// The language model that the recipe asks for, with so many symbols.
+///
+/// # Errors
+/// If it asks for another kind of model.
+pub fn language_model(recipe: &Recipe, vocabulary: usize) -> Result<LstmLm> {
+    let Model::LstmLm(sizes) = &recipe.model else {
+        return Err(Error::key("model.kind", "is no language model"));
+    };
+    let sharing = if sizes.locked_dropout { Sharing::Locked } else { Sharing::Elementwise };
+    let dropouts = Dropouts {
+        embedding: sizes.dropout_embedding,
+        input: sizes.dropout_input,
+        hidden: sizes.dropout_hidden,
+        output: sizes.dropout,
+        recurrent: sizes.dropout_recurrent,
+        sharing,
+    };
+    let recipe::LstmLm { embedding, units, layers, tied, .. } = *sizes;
+    Ok(LstmLm::new(lstm_lm::Sizes { vocabulary, embedding, units, layers, tied, dropouts }))
+}
+
+/// The recogniser that the recipe asks for, with so many features a frame and so many symbols.
+///
+/// # Errors
+/// If it asks for another kind of model.
+pub fn model_of_sizes(recipe: &Recipe, inputs: usize, symbols: usize) -> Result<BlstmCtc> {
+    let Model::BlstmCtc(sizes) = &recipe.model else {
+        return Err(Error::key("model.kind", "is no speech recogniser"));
+    };
+    Ok(BlstmCtc::new(Sizes {
         inputs,
         units: sizes.units,
         projection: sizes.projection,
         subsample: sizes.subsample.clone(),
         dropout: sizes.dropout,
         symbols,
-    })
+    }))
 }
 
 /// The recipe that a run keeps.
@@ -112,7 +187,7 @@ fn check_feasible(set: &SpeechData, model: &BlstmCtc) -> Result<()> {
 fn check_token_list(recipe: &Recipe, classifier: &WeightsReference, tokens: &TokenList) -> Result<()> {
     let Some(path) = &recipe.data.token_list else { return Ok(()) };
     let named = TokenList::load(tokens.unit(), path)?;
-    if let Some(difference) = difference(&named, tokens) {
+    if let Some(difference) = difference(named.symbols(), tokens.symbols()) {
         let problem = format!("{} is not the token list of {}: {difference}", path.display(), classifier.run.display());
         return Err(Error::key("data.token_list", problem).remedy("Leave it out: the classifier's is used"));
     }
@@ -123,13 +198,18 @@ fn check_token_list(recipe: &Recipe, classifier: &WeightsReference, tokens: &Tok
 fn check_classifier(reference: &WeightsReference, corpus: &Corpus, model: &BlstmCtc, groups: usize) -> Result<()> {
     let folder = RunFolder::open(&reference.run)?;
     let tokens = Frontend::of_run(&folder, &recipe_of(&folder)?)?.tokens;
-    if let Some(difference) = difference(&tokens, &corpus.frontend.tokens) {
-        let problem = format!("the token list of {} is not this run's: {difference}", reference.run.display());
-        return Err(Error::key("cascade.classifier_from", problem)
-            .remedy("Take classifiers from runs with the same tokens.txt"));
-    }
+    check_same_tokens(reference, tokens.symbols(), corpus.frontend.tokens.symbols())?;
+    check_shapes(reference, model.structure(), groups)
+}
+
+fn check_same_tokens(reference: &WeightsReference, theirs: &[String], ours: &[String]) -> Result<()> {
+    let Some(difference) = difference(theirs, ours) else { return Ok(()) };
+    let problem = format!("the token list of {} is not this run's: {difference}", reference.run.display());
+    Err(Error::key("cascade.classifier_from", problem).remedy("Take classifiers from runs with the same tokens.txt"))
+}
+
+fn check_shapes(reference: &WeightsReference, structure: &Structure, groups: usize) -> Result<()> {
     let weights = checkpoint::load_weights(reference.file())?;
-    let structure = model.structure();
     let frozen = structure.groups.iter().rev().take(groups).flat_map(|group| group.parameters.clone());
     for spec in frozen.map(|index| &structure.specs[index]) {
         weights.get(&spec.name, &spec.shape)?;
@@ -138,14 +218,14 @@ fn check_classifier(reference: &WeightsReference, corpus: &Corpus, model: &Blstm
 }
 
 /// The first symbol in which two lists differ, in words.
-fn difference(one: &TokenList, other: &TokenList) -> Option<String> {
-    if one.symbols() == other.symbols() {
+fn difference(one: &[String], other: &[String]) -> Option<String> {
+    if one == other {
         return None;
     }
-    let symbol = |tokens: &TokenList, index: usize| match tokens.symbols().get(index) {
+    let symbol = |tokens: &[String], index: usize| match tokens.get(index) {
         Some(symbol) => format!("{symbol:?}"),
         None => "none".into(),
     };
-    let index = one.symbols().iter().zip(other.symbols()).take_while(|(a, b)| a == b).count();
+    let index = one.iter().zip(other).take_while(|(a, b)| a == b).count();
     Some(format!("symbol {index} is {}, not {}", symbol(one, index), symbol(other, index)))
 }

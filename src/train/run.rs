@@ -4,19 +4,19 @@ use crate::cascade::{Next, Plan, PlanOptions, Results, Source, Stage, StageId, S
 use crate::device::Device;
 use crate::error::Result;
 use crate::files::write_bytes;
-use crate::models::blstm_ctc::BlstmCtc;
+use crate::models::Network;
 use crate::recipe::{self, Recipe};
 use crate::report::{self, RunData};
 use crate::train::checkpoint;
-use crate::train::corpus::{Corpus, Frontend};
 use crate::train::memory;
-use crate::train::prepare::{Prepared, prepare};
+use crate::train::prepare::{AnyTask, Prepared, prepare};
 use crate::train::progress::Progress;
 use crate::train::record::{GroupRecord, RunResult, StageResult};
 use crate::train::run_folder::{RunFolder, StartFiles};
 use crate::train::signals::StopRequest;
 use crate::train::stage::{Session, StageStart, train_stage};
 use crate::train::summary::stage_summary;
+use crate::train::task::{Kept, Task};
 use crate::train::weights::Weights;
 use crate::train::weights_reference::WeightsReference;
 use std::cell::RefCell;
@@ -35,28 +35,35 @@ pub fn train(
 ) -> Result<RunResult> {
     let is_new = folder.recipe().is_err();
     let mode = progress.borrow().mode();
-    let Prepared { mut corpus, model, classifiers } = prepare(recipe, device, (!is_new).then_some(folder), mode)?;
-    let mut run = Run::open(recipe, folder, device, &corpus, &model, classifiers)?;
+    let Prepared { task, classifiers } = prepare(recipe, device, (!is_new).then_some(folder), mode)?;
+    let place = Place { recipe, folder, device, progress, stop, is_new };
+    match task {
+        AnyTask::Speech(task) => train_task(&task, &place, classifiers),
+        AnyTask::Text(task) => train_task(&task, &place, classifiers),
+    }
+}
+
+/// Where and how a run is trained.
+struct Place<'a> {
+    recipe: &'a Recipe,
+    folder: &'a RunFolder,
+    device: &'a Device,
+    progress: &'a RefCell<Progress>,
+    stop: &'a StopRequest,
+    is_new: bool,
+}
+
+fn train_task<T: Task>(task: &T, place: &Place<'_>, classifiers: Vec<WeightsReference>) -> Result<RunResult> {
+    let Place { recipe, folder, device, progress, stop, is_new } = *place;
+    let mut run = Run::open(recipe, folder, device, task, classifiers)?;
     if let Some((_, stage)) = run.next_stage() {
-        memory::check(recipe, &mut corpus, &model, device, &stage)?;
+        memory::check(recipe, task, device, &stage)?;
     }
     if is_new {
-        write_start(recipe, folder, &corpus.frontend)?;
+        write_start(recipe, folder, task.kept()?)?;
     }
     run.save()?;
-    let session = Session {
-        device,
-        recipe,
-        model: &model,
-        train: &corpus.train,
-        valid: &corpus.valid,
-        test: corpus.test.as_ref(),
-        tokens: &corpus.frontend.tokens,
-        limits: corpus.limits,
-        folder,
-        progress,
-        stop,
-    };
+    let session = Session { device, recipe, task, folder, progress, stop };
     while let Some(stage) = run.next_stage() {
         run.train(&session, &stage)?;
     }
@@ -118,11 +125,10 @@ impl<'a> Run<'a> {
         recipe: &'a Recipe,
         folder: &'a RunFolder,
         device: &Device,
-        corpus: &Corpus,
-        model: &BlstmCtc,
+        task: &impl Task,
         classifiers: Vec<WeightsReference>,
     ) -> Result<Self> {
-        let structure = model.structure();
+        let structure = task.model().structure();
         let group = |group: &crate::models::Group| GroupRecord {
             name: group.name.clone(),
             parameters: structure.count(group.parameters.clone()),
@@ -130,7 +136,7 @@ impl<'a> Run<'a> {
         let before = folder.read_result()?;
         let result = RunResult {
             name: recipe.name.clone(),
-            model: format!("blstm-ctc, {} symbols", corpus.frontend.tokens.len()),
+            model: task.model_name(),
             strategy: strategy_name(recipe.cascade.strategy).into(),
             device: device.to_string(),
             groups: structure.groups.iter().map(group).collect(),
@@ -178,7 +184,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn train(&mut self, session: &Session<'_>, (seed, stage): &(u64, Stage)) -> Result<()> {
+    fn train<T: Task>(&mut self, session: &Session<'_, T>, (seed, stage): &(u64, Stage)) -> Result<()> {
         let (classifier, classifier_name) = self.classifier(stage)?;
         let start =
             StageStart { stage, seeds: self.recipe.seeds_for(*seed), classifier: classifier.as_ref(), classifier_name };
@@ -242,13 +248,11 @@ pub fn run_data(folder: &RunFolder) -> Result<Option<RunData>> {
     Ok(result.map(|result| RunData { result, epochs, path: folder.path().display().to_string() }))
 }
 
-fn write_start(recipe: &Recipe, folder: &RunFolder, frontend: &Frontend) -> Result<()> {
-    let features = frontend.features.as_ref().map(|features| features.to_toml()).transpose()?;
-    let cmvn = frontend.cmvn().map(|cmvn| cmvn.to_bytes()).transpose()?;
+fn write_start(recipe: &Recipe, folder: &RunFolder, kept: Kept) -> Result<()> {
     folder.write_start(&StartFiles {
         recipe: &recipe.filled()?,
-        tokens: Some(&frontend.tokens.to_text()),
-        features: features.as_deref(),
-        cmvn: cmvn.as_deref(),
+        tokens: Some(&kept.tokens),
+        features: kept.features.as_deref(),
+        cmvn: kept.cmvn.as_deref(),
     })
 }

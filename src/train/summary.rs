@@ -1,22 +1,26 @@
 //! What a run came to, as text for a terminal.
 
 use crate::table::columns;
-use crate::train::record::{RunResult, StageResult};
+use crate::train::record::{RunResult, Scores, StageResult};
 use crate::train::seeds::{self, Spread};
 
 /// A line about a finished stage.
 pub fn stage_summary(result: &StageResult) -> String {
     let percent = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2} %"));
+    let score = |scores: &Scores| match scores.perplexity {
+        Some(perplexity) => format!("perplexity {perplexity:.2}"),
+        None => format!("CER {}", percent(scores.cer)),
+    };
     let mut line = format!(
-        "{}: best epoch {} of {}, valid loss {:.3}, CER {}",
+        "{}: best epoch {} of {}, valid loss {:.3}, {}",
         result.title,
         result.best_epoch,
         result.epochs,
         result.valid.loss,
-        percent(result.valid.cer)
+        score(&result.valid)
     );
     if let Some(test) = &result.test {
-        line.push_str(&format!(", test CER {}", percent(test.cer)));
+        line.push_str(&format!(", test {}", score(test)));
     }
     line
 }
@@ -24,7 +28,8 @@ pub fn stage_summary(result: &StageResult) -> String {
 /// The stages of a run as a table; below it, of several seeds, their mean and spread.
 pub fn stage_table(result: &RunResult) -> String {
     let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
-    let head = ["stage", "frozen", "epochs", "best", "valid loss", "valid CER", "test CER", "seconds", ""];
+    let [valid, test] = score_heads(result);
+    let head = ["stage", "frozen", "epochs", "best", "valid loss", valid, test, "seconds", ""];
     let mut rows = vec![head.map(String::from).to_vec()];
     for stage in &result.stages {
         let mark = match (result.best.as_deref() == Some(stage.stage.as_str()), stage.accepted) {
@@ -39,8 +44,8 @@ pub fn stage_table(result: &RunResult) -> String {
             stage.epochs.to_string(),
             stage.best_epoch.to_string(),
             format!("{:.3}", stage.valid.loss),
-            percent(stage.valid.cer),
-            percent(test_cer(stage)),
+            percent(score(&stage.valid)),
+            percent(test_score(stage)),
             format!("{:.0}", stage.seconds),
             mark.into(),
         ]);
@@ -51,7 +56,8 @@ pub fn stage_table(result: &RunResult) -> String {
 /// Mean and standard deviation over the seeds.
 fn seed_table(result: &RunResult) -> Option<String> {
     let groups = seeds::groups(result);
-    let head = ["mean ± standard deviation", "seeds", "valid loss", "valid CER", "test CER"];
+    let [valid, test] = score_heads(result);
+    let head = ["mean ± standard deviation", "seeds", "valid loss", valid, test];
     let mut rows = vec![head.map(String::from).to_vec()];
     for group in &groups {
         let spread = |of: fn(&StageResult) -> Option<f64>, digits| {
@@ -62,13 +68,23 @@ fn seed_table(result: &RunResult) -> Option<String> {
             group.title.clone(),
             group.stages.len().to_string(),
             spread(|stage| Some(stage.valid.loss), 3),
-            spread(|stage| stage.valid.cer, 2),
-            spread(test_cer, 2),
+            spread(|stage| score(&stage.valid), 2),
+            spread(test_score, 2),
         ]);
     }
     (!groups.is_empty()).then(|| format!("\n{}", columns(&rows)))
 }
 
-fn test_cer(stage: &StageResult) -> Option<f64> {
-    stage.test.as_ref().and_then(|test| test.cer)
+/// CER of speech, perplexity of text.
+fn score(scores: &Scores) -> Option<f64> {
+    scores.perplexity.or(scores.cer)
+}
+
+fn test_score(stage: &StageResult) -> Option<f64> {
+    stage.test.as_ref().and_then(score)
+}
+
+fn score_heads(result: &RunResult) -> [&'static str; 2] {
+    let is_text = result.stages.iter().any(|stage| stage.valid.perplexity.is_some());
+    if is_text { ["valid perplexity", "test perplexity"] } else { ["valid CER", "test CER"] }
 }

@@ -4,7 +4,7 @@ use crate::backend::cuda::context::{Buffer, Context, Fetched};
 use crate::backend::cuda::optim::{self, Hyperparameters, Plan, StepState, Trainable};
 use crate::device::{Backend, Category, Device};
 use crate::nn::Parameters;
-use crate::optim::{EpsilonDecay, Hyper, Method, clip_coefficient, gradient_norm};
+use crate::optim::{Average, EpsilonDecay, Hyper, Method, clip_coefficient, gradient_norm};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -28,7 +28,24 @@ pub struct Updater {
     states: Vec<(usize, Vec<Tensor>)>,
     /// Updates made since the stage began; skipped ones do not count.
     pub updates: u64,
+    /// From one update to the next: what `learning_rate` decays to.
+    pub learning_rate: f64,
+    /// The factor on the next update's learning rate, and that of the update before.
+    rate_factor: (f64, f64),
+    /// NT-ASGD's, once it has begun.
+    averaging: Option<Averaging>,
     on_device: Option<OnDevice>,
+}
+
+/// The averages of all trainable parameters.
+struct Averaging {
+    average: Average,
+    /// The updates made before.
+    begun_at: u64,
+    /// Each with its parameter's index.
+    averages: Vec<(usize, Tensor)>,
+    /// Of a GPU, made for its first update.
+    plan: Option<Plan>,
 }
 
 /// What a GPU needs for its updates, made for the first of them.
@@ -38,7 +55,6 @@ struct OnDevice {
     moved: Arc<[usize]>,
     /// A [`StepState`].
     state: Buffer,
-    hyperparameters: Hyperparameters,
 }
 
 /// What one update came to.
@@ -88,12 +104,63 @@ impl Updater {
             epsilon: EpsilonDecay::new(options.epsilon, options.epsilon_decay),
             states: parameters.trainable().map(|index| (index, buffers(index))).collect(),
             updates: 0,
+            learning_rate: options.learning_rate,
+            rate_factor: (1.0, 1.0),
+            averaging: None,
             on_device: None,
         }
     }
 
     pub fn learning_rate(&self) -> f64 {
-        self.options.learning_rate
+        self.learning_rate
+    }
+
+    /// Multiplies the learning rate of the next update.
+    pub fn set_rate_factor(&mut self, factor: f64) {
+        self.rate_factor = (factor, self.rate_factor.0);
+    }
+
+    /// The two factors, for the saved state.
+    pub fn rate_factors(&self) -> (f64, f64) {
+        self.rate_factor
+    }
+
+    pub fn restore_rate_factors(&mut self, factors: (f64, f64)) {
+        self.rate_factor = factors;
+    }
+
+    fn rate_of_this_update(&self) -> f64 {
+        // torch.optim.ASGD computes the rate of an update at the end of the one before; its first takes the rate of the moment.
+        let lags = self.averaging.as_ref().is_some_and(|it| it.average.original && it.average.updates > 0);
+        self.learning_rate * if lags { self.rate_factor.1 } else { self.rate_factor.0 }
+    }
+
+    /// Whether [`Updater::swap_averages`] has something to swap.
+    pub fn average(&self) -> Option<Average> {
+        self.averaging.as_ref().map(|averaging| averaging.average)
+    }
+
+    /// The averages, each with its parameter's index; none before the first update that is averaged.
+    pub fn averages(&self) -> Option<impl Iterator<Item = (usize, &Tensor)>> {
+        let averaging = self.averaging.as_ref().filter(|averaging| averaging.average.updates > 0)?;
+        Some(averaging.averages.iter().map(|(index, average)| (*index, average)))
+    }
+
+    /// From the next update on, the trainable parameters are averaged. A frozen one has no average: it is its own.
+    pub fn begin_average(&mut self, device: &Device, parameters: &Parameters, average: Average) {
+        let room = |index: usize| Tensor::zeros(device, &parameters.specs()[index].shape, Category::OptimizerState);
+        let averages = parameters.trainable().map(|index| (index, room(index))).collect();
+        let begun_at = self.updates.saturating_sub(average.updates);
+        self.averaging = Some(Averaging { average, begun_at, averages, plan: None });
+    }
+
+    /// Swaps every averaged parameter with its average: before an evaluation, and after it.
+    pub fn swap_averages(&mut self, parameters: &mut Parameters) {
+        let Some(Averaging { average, averages, .. }) = &mut self.averaging else { return };
+        // Before the first update there is no average.
+        if average.updates > 0 {
+            averages.iter_mut().for_each(|(index, average)| std::mem::swap(parameters.value_mut(*index), average));
+        }
     }
 
     /// Moves every trainable parameter that has a gradient, unless a gradient is not finite. On a GPU, whoever reads what it came to
@@ -108,6 +175,14 @@ impl Updater {
         }
     }
 
+    /// What an update came to that may have been made while the next was started.
+    pub fn settle(&mut self, update: &Update) {
+        self.updates = self.updates.max(update.updates);
+        if let Some(averaging) = &mut self.averaging {
+            averaging.average.updates = self.updates.saturating_sub(averaging.begun_at);
+        }
+    }
+
     fn update_on_host(&mut self, parameters: &mut Parameters, written: &[usize]) -> Update {
         let gradients: Vec<&[f32]> =
             written.iter().filter_map(|&index| parameters.gradients.get(index)).map(Tensor::data).collect();
@@ -118,7 +193,7 @@ impl Updater {
         }
         self.updates += 1;
         let hyper = Hyper {
-            learning_rate: self.options.learning_rate,
+            learning_rate: self.rate_of_this_update(),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             step: self.updates,
@@ -130,12 +205,19 @@ impl Updater {
                 self.options.method.step(&hyper, value.data_mut(), gradient.data(), &mut buffers);
             }
         }
+        if let Some(Averaging { average, begun_at, averages, .. }) = &mut self.averaging {
+            average.updates = self.updates - *begun_at;
+            let weight = average.weight() as f32;
+            for (index, average) in averages {
+                crate::optim::average_into(average.data_mut(), parameters.value(*index).data(), weight);
+            }
+        }
         Update { gradient_norm: norm.norm, non_finite: None, updates: self.updates }
     }
 
     fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: &[usize]) -> Updating {
         let hyperparameters = Hyperparameters {
-            learning_rate: self.options.learning_rate,
+            learning_rate: self.rate_of_this_update(),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             clip: self.options.clip,
@@ -148,14 +230,16 @@ impl Updater {
             let state = context.allocate(size_of::<StepState>());
             context.upload(&state, &[StepState::new(hyperparameters, self.updates, self.updates)]);
             let plan = Plan::new(context, self.options.method, &trainable);
-            self.on_device = Some(OnDevice { plan, moved: written.into(), state, hyperparameters });
+            self.on_device = Some(OnDevice { plan, moved: written.into(), state });
         }
-        let on_device = self.on_device.as_mut().expect("made above");
-        if on_device.hyperparameters != hyperparameters {
-            context.upload(&on_device.state, &[hyperparameters]);
-            on_device.hyperparameters = hyperparameters;
-        }
+        let on_device = self.on_device.as_ref().expect("made above");
+        // Each time, so that steps do not differ in that.
+        context.upload(&on_device.state, &[hyperparameters]);
         optim::update(context, &on_device.plan, on_device.state.pointer());
+        if let Some(Averaging { average, begun_at, averages, plan }) = &mut self.averaging {
+            let plan = plan.get_or_insert_with(|| average_plan(context, parameters, averages));
+            optim::average(context, plan, on_device.state.pointer(), *begun_at, average.original);
+        }
         Updating::OnDevice { state: context.fetch(&on_device.state, 1), moved: on_device.moved.clone() }
     }
 
@@ -173,10 +257,14 @@ impl Updater {
 
     /// Every buffer with its name, `PARAMETER.STATE`, for the resumable state.
     pub fn named_states<'a>(&'a self, parameters: &'a Parameters) -> impl Iterator<Item = (String, &'a Tensor)> + 'a {
-        self.states.iter().flat_map(move |(index, buffers)| {
+        let states = self.states.iter().flat_map(move |(index, buffers)| {
             let names = self.options.method.state_names().iter().zip(buffers);
             names.map(move |(name, buffer)| (format!("{}.{name}", parameters.specs()[*index].name), buffer))
-        })
+        });
+        let averages = self.averaging.iter().flat_map(|averaging| &averaging.averages);
+        let averages =
+            averages.map(|(index, average)| (format!("{}.average", parameters.specs()[*index].name), average));
+        states.chain(averages)
     }
 
     /// The same, to be overwritten when a stage is resumed.
@@ -185,10 +273,26 @@ impl Updater {
         parameters: &'a Parameters,
     ) -> impl Iterator<Item = (String, &'a mut Tensor)> + 'a {
         let names = self.options.method.state_names();
-        self.states.iter_mut().flat_map(move |(index, buffers)| {
+        let states = self.states.iter_mut().flat_map(move |(index, buffers)| {
             let index = *index;
             let buffers = names.iter().zip(buffers);
             buffers.map(move |(name, buffer)| (format!("{}.{name}", parameters.specs()[index].name), buffer))
-        })
+        });
+        let averages = self.averaging.iter_mut().flat_map(|averaging| &mut averaging.averages);
+        let averages =
+            averages.map(|(index, average)| (format!("{}.average", parameters.specs()[*index].name), average));
+        states.chain(averages)
     }
+}
+
+fn average_plan(context: &Arc<Context>, parameters: &mut Parameters, averages: &mut [(usize, Tensor)]) -> Plan {
+    let averaged: Vec<Trainable> = averages
+        .iter_mut()
+        .map(|(index, average)| {
+            let value = parameters.value_mut(*index);
+            let (length, values) = (value.len(), value.pointer_mut());
+            Trainable { values, states: [average.pointer_mut(), 0], length, ..Trainable::default() }
+        })
+        .collect();
+    Plan::new(context, Method::Sgd { momentum: 0.0, dampening: 0.0, nesterov: false }, &averaged)
 }

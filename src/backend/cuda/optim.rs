@@ -138,7 +138,7 @@ pub fn update(context: &Context, plan: &Plan, state: Pointer) {
     let bits = |beta: f64| Argument::Long(beta.to_bits() as i64);
     let [beta1, beta2] = match plan.method {
         Method::Adam { beta1, beta2 } => [bits(beta1), bits(beta2)],
-        Method::Adadelta { .. } | Method::Sgd { .. } => [bits(0.0); 2],
+        Method::Adadelta { .. } | Method::Sgd { .. } | Method::NtAsgd { .. } => [bits(0.0); 2],
     };
     let prepare = Launch::blocks(1, PREPARE_THREADS).shared(SCRATCH);
     let arguments = [state, partials, slices, Argument::int(plan.slice_count), beta1, beta2];
@@ -155,11 +155,28 @@ pub fn update(context: &Context, plan: &Plan, state: Pointer) {
         Method::Sgd { momentum, dampening, nesterov } if momentum != 0.0 => {
             launch("optim_momentum", &[float(momentum), float(1.0 - dampening), Argument::flag(nesterov)]);
         }
-        Method::Sgd { .. } => launch("optim_sgd", &[]),
+        Method::Sgd { .. } | Method::NtAsgd { .. } => launch("optim_sgd", &[]),
         Method::Adam { beta1, beta2 } => {
             launch("optim_adam", &[float(1.0 - beta1), float(beta2), float(1.0 - beta2)]);
         }
     }
+}
+
+/// Takes the values that [`update`] left into averages, unless nothing has moved: `plan` has each tensor's average as its first state.
+/// `begun_at` are the updates made before averaging began. See [`crate::optim::Average`].
+pub fn average(context: &Context, plan: &Plan, state: Pointer, begun_at: u64, original: bool) {
+    if plan.slice_count == 0 {
+        return;
+    }
+    let launch = Launch::blocks(u32::try_from(plan.slice_count).unwrap_or(u32::MAX), THREADS);
+    let arguments = [
+        Argument::Pointer(plan.parameters.pointer()),
+        Argument::Pointer(plan.slices.pointer()),
+        Argument::Pointer(state),
+        Argument::Long(begun_at as i64),
+        Argument::flag(original),
+    ];
+    run(context, FILE, "optim_average", &launch, &arguments);
 }
 
 #[cfg(all(test, feature = "emulator"))]

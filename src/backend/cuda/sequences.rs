@@ -33,10 +33,12 @@ fn by_rows(rows: usize, columns: usize, bytes: usize) -> (Launch, usize) {
 /// y = mask x, with the bits of `backend::cpu::dropout`; both `[rows, columns]`, and they may be the same: backward is this with
 /// gradients. Rows of no sequence become zero.
 pub fn dropout(context: &Context, x: Pointer, y: Pointer, packing: &Packing, columns: usize, mask: &Mask) {
-    dropout_at(context, x, y, packing, columns, mask, None);
+    dropout_at(context, x, y, packing, columns, mask, false, None);
 }
 
 /// [`dropout`] at the step that the u64 at `counter` says (its lower 32 bits) when the kernel runs, instead of the mask's: for graphs.
+/// `locked`: the mask of time 0 at all times.
+#[allow(clippy::too_many_arguments)] // Two tensors with their packing, and what the mask depends on.
 pub fn dropout_at(
     context: &Context,
     x: Pointer,
@@ -44,6 +46,7 @@ pub fn dropout_at(
     packing: &Packing,
     columns: usize,
     mask: &Mask,
+    locked: bool,
     counter: Option<Pointer>,
 ) {
     if packing.rows == 0 || columns == 0 {
@@ -59,6 +62,7 @@ pub fn dropout_at(
         Argument::int(packing.rows),
         Argument::int(columns),
         Argument::int(rows_per_block),
+        Argument::flag(locked),
         low,
         high,
         threshold,
@@ -214,7 +218,7 @@ mod tests {
         let driver = device.context.driver();
         driver.begin_capture().unwrap();
         let (from, to, at) = (input.pointer(), output.pointer(), Some(counter.pointer()));
-        dropout_at(&device.context, from, to, &packing, columns, &mask(0), at);
+        dropout_at(&device.context, from, to, &packing, columns, &mask(0), false, at);
         let graph = driver.end_capture().unwrap();
         // Only the lower half counts: masks repeat after 2^32 steps.
         for step in [0_u64, 1, 5, (1 << 32) + 5] {

@@ -8,41 +8,34 @@ mod state;
 pub use result::process_peak;
 
 use crate::cascade::Stage;
-use crate::data::batch::BatchLimits;
-use crate::data::speech::SpeechData;
-use crate::data::tokens::TokenList;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::blstm_ctc::BlstmCtc;
+use crate::models::Network;
 use crate::nn::{Parameters, Scheme};
+use crate::optim::{Average, Method, is_triggered};
 use crate::random::{MaskKey, derive};
 use crate::recipe::{Criterion, Model, Recipe, Seeds};
 use crate::train::checkpoint::{self, State};
-use crate::train::evaluate::{Decoder, Evaluated, evaluate};
-use crate::train::learner::{Batch, Learner, Running};
+use crate::train::evaluate::Evaluated;
+use crate::train::learner::Learner;
 use crate::train::position::{Best, Position};
-use crate::train::progress::{EpochPlan, Progress, Unit};
+use crate::train::progress::{EpochPlan, Progress};
 use crate::train::record::{EpochRecord, Scores, StageResult};
 use crate::train::run_folder::{RECIPE, RunFolder, StageFolder};
 use crate::train::signals::{StopRequest, command_line, stopped_by};
+use crate::train::task::{Set, Task};
 use crate::train::tensorboard::{TensorBoard, wall_time};
 use crate::train::updater::UpdateOptions;
 use crate::train::weights::Weights;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// What the stages of a run share.
-pub struct Session<'a> {
+pub struct Session<'a, T> {
     pub device: &'a Device,
     pub recipe: &'a Recipe,
-    pub model: &'a BlstmCtc,
-    pub train: &'a Arc<SpeechData>,
-    pub valid: &'a Arc<SpeechData>,
-    pub test: Option<&'a Arc<SpeechData>>,
-    pub tokens: &'a TokenList,
-    pub limits: BatchLimits,
+    pub task: &'a T,
     pub folder: &'a RunFolder,
     pub progress: &'a RefCell<Progress>,
     pub stop: &'a StopRequest,
@@ -62,7 +55,7 @@ pub struct StageStart<'a> {
 ///
 /// # Errors
 /// Bad data, a disk that cannot be written, or a signal: then the state has been saved first.
-pub fn train_stage(session: &Session<'_>, start: &StageStart<'_>) -> Result<StageResult> {
+pub fn train_stage<T: Task>(session: &Session<'_, T>, start: &StageStart<'_>) -> Result<StageResult> {
     let mut run = StageRun::begin(session, start)?;
     while !run.is_over() {
         run.epoch()?;
@@ -70,13 +63,15 @@ pub fn train_stage(session: &Session<'_>, start: &StageStart<'_>) -> Result<Stag
     run.finish()
 }
 
-struct StageRun<'a> {
-    session: &'a Session<'a>,
+struct StageRun<'a, T: Task> {
+    session: &'a Session<'a, T>,
     start: &'a StageStart<'a>,
     id: String,
     folder: StageFolder,
-    learner: Learner,
+    learner: Learner<T::Model>,
     position: Position,
+    /// What the last batch of the epoch handed on.
+    carried: T::Carried,
     board: Option<TensorBoard>,
     /// Values at the end of epoch 1, of the trainable parameters: what movement is measured from.
     after_first_epoch: Option<Weights>,
@@ -84,19 +79,12 @@ struct StageRun<'a> {
     /// Utterances that were already reported as infeasible.
     reported: BTreeSet<String>,
     last_save: Instant,
-    /// The step that a GPU may still be busy with. It is settled when the next one has been started, and before anything is saved.
-    under_way: Option<UnderWay>,
+    /// The step that a GPU may still be busy with, and its number. It is settled when the next one has been started, and before anything is saved.
+    under_way: Option<(T::Running, u32)>,
 }
 
-struct UnderWay {
-    running: Running,
-    step: u32,
-    ids: Vec<String>,
-    frames: usize,
-}
-
-impl<'a> StageRun<'a> {
-    fn begin(session: &'a Session<'a>, start: &'a StageStart<'a>) -> Result<Self> {
+impl<'a, T: Task> StageRun<'a, T> {
+    fn begin(session: &'a Session<'a, T>, start: &'a StageStart<'a>) -> Result<Self> {
         let id = start.stage.id.to_string();
         let folder = session.folder.create_stage(&id)?;
         session.device.ledger().reset_peaks();
@@ -107,16 +95,22 @@ impl<'a> StageRun<'a> {
             read_parameters(&mut parameters, weights, |_| true)?;
         }
         let options = update_options(session.recipe);
-        let mut learner =
-            Learner::with_parameters(session.device, session.model.clone(), parameters, &start.stage.frozen, options);
+        let mut learner = Learner::with_parameters(
+            session.device,
+            session.task.model().clone(),
+            parameters,
+            &start.stage.frozen,
+            options,
+        );
+        let mut carried = session.task.carried(session.device);
         let mut run_parts = (None, None);
         let position = match state {
             None => Position::default(),
             Some(state) => {
+                state::restore_updater(&mut learner, &state.rest);
                 state::read_optimizer(&mut learner, state.part("optimizer")?)?;
-                learner.updater.updates = state.rest.updates;
-                if let Some(epsilon) = state.rest.epsilon {
-                    learner.updater.epsilon = epsilon;
+                if let Some(weights) = state.parts.get("carried") {
+                    state::read_tensors(session.task.named_carried_mut(&mut carried), weights)?;
                 }
                 let State { rest, mut parts } = state;
                 run_parts = (parts.remove("after-first-epoch"), parts.remove("best"));
@@ -135,6 +129,7 @@ impl<'a> StageRun<'a> {
             folder,
             learner,
             position,
+            carried,
             board,
             after_first_epoch: run_parts.0,
             best: run_parts.1,
@@ -160,11 +155,13 @@ impl<'a> StageRun<'a> {
     fn epoch(&mut self) -> Result<()> {
         let epoch = self.position.epochs_done + 1;
         let seed = derive(self.start.seeds.data, &self.id);
-        let batches = self.session.train.plan(self.session.limits)?.epoch(seed, epoch);
+        let task = self.session.task;
+        let batches = task.epoch(seed, epoch)?;
         let first = self.position.batch;
-        let frames = |batches: &[Vec<usize>]| -> u64 {
-            batches.iter().flatten().map(|&index| self.session.train.utterances()[index].frames as u64).sum()
-        };
+        let frames = |batches: &[T::Piece]| -> u64 { batches.iter().map(|piece| task.size(piece)).sum() };
+        if first == 0 {
+            self.carried = task.carried(self.session.device);
+        }
         self.session.progress.borrow_mut().epoch(&EpochPlan {
             stage_title: &self.start.stage.title,
             epoch,
@@ -173,9 +170,9 @@ impl<'a> StageRun<'a> {
             batches_done: first,
             frames: frames(&batches),
             frames_done: frames(&batches[..first.min(batches.len())]),
-            unit: Unit::Utterances,
+            unit: task.unit(),
         });
-        for batch in self.session.train.prefetch(batches.clone(), first)? {
+        for batch in task.batches(&batches, first)? {
             let begin = Instant::now();
             self.train_batch(batch?)?;
             self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
@@ -199,13 +196,11 @@ impl<'a> StageRun<'a> {
         self.end_epoch()
     }
 
-    fn train_batch(&mut self, batch: crate::data::batch::SpeechBatch) -> Result<()> {
-        let ids = batch.ids.clone();
-        let frames: usize = batch.lengths.iter().sum();
+    fn train_batch(&mut self, batch: T::Batch) -> Result<()> {
         let masks = MaskKey { seed: self.start.seeds.dropout, stage: self.id.clone(), step: self.position.step };
-        let running = self.learner.start(&Batch::from(batch), &masks)?;
+        let running = self.session.task.start(&mut self.learner, batch, &mut self.carried, &masks)?;
         self.settle()?;
-        self.under_way = Some(UnderWay { running, step: self.position.step, ids, frames });
+        self.under_way = Some((running, self.position.step));
         self.position.step += 1;
         self.position.batch += 1;
         Ok(())
@@ -213,14 +208,13 @@ impl<'a> StageRun<'a> {
 
     /// Takes the step that is under way into account.
     fn settle(&mut self) -> Result<()> {
-        let Some(UnderWay { running, step: number, ids, frames }) = self.under_way.take() else { return Ok(()) };
-        let step = self.learner.settle(running)?;
-        let infeasible = || ids.iter().zip(&step.feasible).filter(|(_, feasible)| !**feasible).map(|(id, _)| id);
-        infeasible().for_each(|id| self.report_infeasible(id, "it is left out of the gradient"));
+        let Some((running, number)) = self.under_way.take() else { return Ok(()) };
+        let step = self.session.task.settle(&mut self.learner, running)?;
+        step.infeasible.iter().for_each(|id| self.report_infeasible(id, "it is left out of the gradient"));
         let sums = &mut self.position.sums;
-        sums.infeasible += infeasible().count() as u64;
-        sums.loss += step.losses.iter().sum::<f64>();
-        sums.utterances += (ids.len() - infeasible().count()) as u64;
+        sums.infeasible += step.infeasible.len() as u64;
+        sums.loss += step.loss;
+        sums.utterances += step.counted as u64;
         match step.update.non_finite {
             None => {
                 sums.gradient_norm += step.update.gradient_norm;
@@ -231,14 +225,14 @@ impl<'a> StageRun<'a> {
                 let layer = &self.learner.parameters.specs()[parameter].name;
                 self.session.progress.borrow_mut().message(&format!(
                     "update skipped: the gradient of {layer} is not finite; the batch is kept in skipped.jsonl: {}",
-                    ids.join(" ")
+                    step.names.join(" ")
                 ));
-                self.session.folder.append_skipped(&self.id, number, layer, &ids)?;
+                self.session.folder.append_skipped(&self.id, number, layer, &step.names)?;
             }
         }
         self.position.kept_activations = self.position.kept_activations.max(step.kept);
         let mean = sums.loss / sums.utterances.max(1) as f64;
-        self.session.progress.borrow_mut().tick(mean, ids.len(), frames);
+        self.session.progress.borrow_mut().tick(mean, step.items, step.frames);
         Ok(())
     }
 
@@ -252,7 +246,7 @@ impl<'a> StageRun<'a> {
 
     fn end_epoch(&mut self) -> Result<()> {
         let begin = Instant::now();
-        let evaluated = self.evaluate(self.session.valid, Decoder::Greedy)?;
+        let evaluated = self.evaluate_averaged()?;
         evaluated.infeasible.iter().for_each(|id| self.report_infeasible(id, "it has no validation loss"));
         let valid_seconds = begin.elapsed().as_secs_f64();
         let scores = &evaluated.scores;
@@ -268,7 +262,7 @@ impl<'a> StageRun<'a> {
             valid_loss: scores.loss,
             valid_cer: scores.cer,
             valid_wer: scores.wer,
-            valid_perplexity: None,
+            valid_perplexity: scores.perplexity,
             best: is_best,
             step: u64::from(position.step),
             learning_rate: self.learner.updater.learning_rate(),
@@ -287,6 +281,7 @@ impl<'a> StageRun<'a> {
         } else {
             position.epochs_without_improvement += 1;
         }
+        self.schedule(is_best, scores.loss);
         let decayed = self.learner.updater.epsilon.after_validation(scores.loss);
         self.position.went_back = decayed && self.session.recipe.optimizer.epsilon_decay_restores_best && !is_best;
         if self.position.went_back {
@@ -301,9 +296,39 @@ impl<'a> StageRun<'a> {
         self.publish()
     }
 
-    fn evaluate(&self, data: &Arc<SpeechData>, decoder: Decoder) -> Result<Evaluated> {
-        let Session { tokens, limits, .. } = self.session;
-        evaluate(&self.learner, data, tokens, *limits, decoder, |_| ())
+    /// What follows from a validation for the epochs to come: a lower learning rate, or averaging.
+    fn schedule(&mut self, is_best: bool, loss: f64) {
+        let optimizer = &self.session.recipe.optimizer;
+        let updater = &mut self.learner.updater;
+        if !is_best {
+            updater.learning_rate *= optimizer.learning_rate_decay;
+        }
+        let Method::NtAsgd { nonmono, original } = optimizer.method else { return };
+        if updater.average().is_some() {
+            return;
+        }
+        if is_triggered(&self.position.losses_before_averaging, nonmono, loss) {
+            let average = Average { updates: 0, original };
+            updater.begin_average(self.session.device, &self.learner.parameters, average);
+            self.session.progress.borrow_mut().message("the weights are averaged from now on");
+        }
+        // JSON has no infinity; this is as bad.
+        self.position.losses_before_averaging.push(if loss.is_finite() { loss } else { f64::MAX });
+    }
+
+    /// The validation set, with the averaged weights if there are any.
+    fn evaluate_averaged(&mut self) -> Result<Evaluated> {
+        let Learner { updater, parameters, .. } = &mut self.learner;
+        updater.swap_averages(parameters);
+        let evaluated = self.evaluate(Set::Valid);
+        let Learner { updater, parameters, .. } = &mut self.learner;
+        updater.swap_averages(parameters);
+        evaluated
+    }
+
+    fn evaluate(&self, set: Set) -> Result<Evaluated> {
+        let evaluated = self.session.task.evaluate(&self.learner, set)?;
+        evaluated.ok_or_else(|| Error::program("there is no validation set"))
     }
 
     fn write_board(&mut self, record: &EpochRecord) -> Result<()> {
@@ -313,6 +338,7 @@ impl<'a> StageRun<'a> {
             ("loss/valid", Some(record.valid_loss)),
             ("cer/valid", record.valid_cer),
             ("wer/valid", record.valid_wer),
+            ("perplexity/valid", record.valid_perplexity),
             ("gradient_norm", Some(record.gradient_norm)),
         ];
         for (tag, value) in scalars {
@@ -343,8 +369,8 @@ pub fn update_options(recipe: &Recipe) -> UpdateOptions {
 }
 
 /// New values for the trained groups, the classifier's for the frozen ones.
-fn initial_parameters(session: &Session<'_>, start: &StageStart<'_>) -> Result<Parameters> {
-    let structure = session.model.structure();
+fn initial_parameters<T: Task>(session: &Session<'_, T>, start: &StageStart<'_>) -> Result<Parameters> {
+    let structure = session.task.model().structure();
     let seed = start.stage.reinit_seed.unwrap_or(start.seeds.init);
     let scheme = model_scheme(session.recipe);
     let mut parameters = Parameters::initialize(session.device, &structure.specs, scheme, seed);
@@ -357,8 +383,10 @@ fn initial_parameters(session: &Session<'_>, start: &StageStart<'_>) -> Result<P
 }
 
 fn model_scheme(recipe: &Recipe) -> Scheme {
-    let Model::BlstmCtc(sizes) = &recipe.model;
-    sizes.init
+    match &recipe.model {
+        Model::BlstmCtc(sizes) => sizes.init,
+        Model::LstmLm(sizes) => sizes.init,
+    }
 }
 
 fn read_parameters(parameters: &mut Parameters, weights: &Weights, which: impl Fn(usize) -> bool) -> Result<()> {

@@ -3,16 +3,18 @@
 use super::{StageRun, criterion_value, read_parameters};
 use crate::device::Category;
 use crate::error::{Error, Result, Subject};
+use crate::models::Network;
 use crate::recipe::Criterion;
 use crate::score::trn;
-use crate::train::evaluate::{Decoder, Evaluated};
+use crate::train::evaluate::Evaluated;
 use crate::train::record::{LayerMovement, MemoryRecord, StageResult};
+use crate::train::task::{Set, Task};
 use crate::train::weights::Weights;
 
 /// How many decoded utterances a result keeps for the report.
 const SAMPLES: usize = 12;
 
-impl StageRun<'_> {
+impl<T: Task> StageRun<'_, T> {
     /// Scores the best weights, and says what the stage came to.
     pub(super) fn finish(mut self) -> Result<StageResult> {
         let best = self.best.take().ok_or_else(|| {
@@ -21,9 +23,9 @@ impl StageRun<'_> {
         read_parameters(&mut self.learner.parameters, &best, |_| true)?;
         self.check_frozen()?;
         let movement = self.movement(&best)?;
-        let valid = self.evaluate(self.session.valid, Decoder::Greedy)?;
+        let valid = self.evaluate(Set::Valid)?;
         self.write_trn("valid", &valid)?;
-        let test = self.session.test.map(|data| self.evaluate(data, Decoder::Greedy)).transpose()?;
+        let test = self.session.task.evaluate(&self.learner, Set::Test)?;
         if let Some(test) = &test {
             self.write_trn("test", test)?;
         }
@@ -76,7 +78,7 @@ impl StageRun<'_> {
 
     fn movement(&self, best: &Weights) -> Result<Vec<LayerMovement>> {
         let Some(first) = &self.after_first_epoch else { return Ok(Vec::new()) };
-        let structure = self.session.model.structure();
+        let structure = self.session.task.model().structure();
         let trained = |parameter: &usize| self.learner.parameters.is_trainable(*parameter);
         let layers = structure.layers.iter().filter(|layer| layer.parameters.clone().any(|p| trained(&p)));
         let of_layer = |layer: &crate::models::Layer| {
@@ -91,6 +93,9 @@ impl StageRun<'_> {
     }
 
     fn write_trn(&self, set: &str, evaluated: &Evaluated) -> Result<()> {
+        if evaluated.transcripts.is_empty() {
+            return Ok(());
+        }
         for (path, hypothesis) in [(self.folder.hypotheses(set), true), (self.folder.references(set), false)] {
             let lines = evaluated.transcripts.iter().map(|transcript| trn::Line {
                 text: if hypothesis { &transcript.hypothesis } else { &transcript.reference },

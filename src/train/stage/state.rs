@@ -2,21 +2,29 @@
 
 use super::StageRun;
 use crate::error::Result;
+use crate::models::Network;
 use crate::nn::Parameters;
 use crate::recipe::Keep;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Content, NamedTensor, Part, State};
 use crate::train::learner::Learner;
 use crate::train::position::Position;
+use crate::train::task::Task;
 use crate::train::weights::{Weights, save_weights};
 use std::borrow::Cow;
 use std::time::Instant;
 
-impl StageRun<'_> {
+/// The part of a state that has the averaged weights, where they are wanted.
+const AVERAGED: &str = "averaged";
+
+impl<T: Task> StageRun<'_, T> {
     /// Saves where the stage stands. At the end of an epoch the weights may be the best so far, or those after the first one.
     pub(super) fn save(&mut self, is_best: bool, is_first: bool) -> Result<()> {
         self.position.updates = self.learner.updater.updates;
         self.position.epsilon = Some(self.learner.updater.epsilon);
+        self.position.learning_rate = Some(self.learner.updater.learning_rate);
+        self.position.rate_factors = Some(self.learner.updater.rate_factors());
+        self.position.average = self.learner.updater.average();
         let parameters = &self.learner.parameters;
         let values = host_values(parameters);
         let weights = named_parameters(parameters, &values);
@@ -32,8 +40,26 @@ impl StageRun<'_> {
             Part { name: "weights", content: tensors(&weights) },
             Part { name: "optimizer", content: tensors(&optimizer) },
         ];
+        let averaged = self.averaged_values();
+        let averaged = averaged.as_ref().map(|values| named_parameters(parameters, values));
+        let epoch_weights = match &averaged {
+            Some(averaged) if is_best || self.keeps_all_epochs() => {
+                parts.push(Part { name: AVERAGED, content: tensors(averaged) });
+                AVERAGED
+            }
+            _ => "weights",
+        };
+        let carried = self.session.task.named_carried(&self.carried);
+        let states: Vec<Cow<'_, [f32]>> = carried.iter().map(|(_, tensor)| tensor.host()).collect();
+        let named = carried.iter().zip(&states);
+        let carried: Vec<NamedTensor<'_>> =
+            named.map(|((name, tensor), data)| NamedTensor { name, shape: tensor.shape(), data }).collect();
+        // The next epoch begins anew.
+        if self.position.batch > 0 && !carried.is_empty() {
+            parts.push(Part { name: "carried", content: tensors(&carried) });
+        }
         if is_best {
-            parts.push(Part { name: "best", content: Content::SameAs("weights") });
+            parts.push(Part { name: "best", content: Content::SameAs(epoch_weights) });
         } else if self.best.is_some() {
             parts.push(Part { name: "best", content: Content::Kept });
         }
@@ -47,9 +73,23 @@ impl StageRun<'_> {
         Ok(())
     }
 
+    fn keeps_all_epochs(&self) -> bool {
+        self.session.recipe.training.keep == Keep::All
+    }
+
+    /// The values that are validated, if they are averages: those of the frozen parameters are their own.
+    fn averaged_values(&self) -> Option<Vec<Cow<'_, [f32]>>> {
+        let Learner { updater, parameters, .. } = &self.learner;
+        let mut values = host_values(parameters);
+        let mut averages = updater.averages()?.peekable();
+        averages.peek()?;
+        averages.for_each(|(index, average)| values[index] = average.host());
+        Some(values)
+    }
+
     /// Keeps the weights that an epoch ended with, if every epoch's are kept: before the best ones come back and are what is saved.
     pub(super) fn keep_epoch(&self, epoch: usize) -> Result<()> {
-        if self.session.recipe.training.keep == Keep::All {
+        if self.keeps_all_epochs() {
             let parameters = &self.learner.parameters;
             save_weights(self.folder.epoch(epoch), &named_parameters(parameters, &host_values(parameters)), &[])?;
         }
@@ -63,8 +103,13 @@ impl StageRun<'_> {
             checkpoint::publish_part(&self.folder.path, "best", &self.folder.best())?;
             self.best = Some(checkpoint::load_weights(self.folder.best())?);
         }
-        if self.session.recipe.training.keep == Keep::All && !self.position.went_back {
-            checkpoint::publish_part(&self.folder.path, "weights", &self.folder.epoch(epoch))?;
+        if self.keeps_all_epochs() && !self.position.went_back {
+            // Averaging begins after an epoch: with the first update of the next one there are averages to be kept.
+            let part = match self.position.average.filter(|average| average.updates > 0) {
+                Some(_) => AVERAGED,
+                None => "weights",
+            };
+            checkpoint::publish_part(&self.folder.path, part, &self.folder.epoch(epoch))?;
         }
         if epoch == 1 {
             let state: Option<State<Position>> = checkpoint::load_state(&self.folder.path)?;
@@ -74,9 +119,35 @@ impl StageRun<'_> {
     }
 }
 
-pub(super) fn read_optimizer(learner: &mut Learner, weights: &Weights) -> Result<()> {
+/// What the updater knows beside its tensors; makes room for averages.
+pub(super) fn restore_updater<M: Network>(learner: &mut Learner<M>, position: &Position) {
+    let device = learner.device().clone();
     let Learner { parameters, updater, .. } = learner;
-    for (name, tensor) in updater.named_states_mut(parameters) {
+    updater.updates = position.updates;
+    if let Some(epsilon) = position.epsilon {
+        updater.epsilon = epsilon;
+    }
+    if let Some(learning_rate) = position.learning_rate {
+        updater.learning_rate = learning_rate;
+    }
+    if let Some(factors) = position.rate_factors {
+        updater.restore_rate_factors(factors);
+    }
+    if let Some(average) = position.average {
+        updater.begin_average(&device, parameters, average);
+    }
+}
+
+pub(super) fn read_optimizer<M: Network>(learner: &mut Learner<M>, weights: &Weights) -> Result<()> {
+    let Learner { parameters, updater, .. } = learner;
+    read_tensors(updater.named_states_mut(parameters), weights)
+}
+
+pub(super) fn read_tensors<'a>(
+    tensors: impl IntoIterator<Item = (String, &'a mut Tensor)>,
+    weights: &Weights,
+) -> Result<()> {
+    for (name, tensor) in tensors {
         tensor.write(&weights.get(&name, tensor.shape())?);
     }
     Ok(())

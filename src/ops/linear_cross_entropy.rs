@@ -1,0 +1,252 @@
+//! The top of a language model: a linear layer, the softmax, and the cross entropy of the next tokens, `-ln softmax(x W^T + b)[target]`.
+//!
+//! The logits of all rows would be the largest tensor of a step (700 rows of 33,278: 93 MB), so they exist for some rows at a time: the
+//! logits, their losses, the gradient in the logits' place, what goes to x, W and b, and the next rows. This is the end of every forward
+//! pass and the beginning of its backward pass, both at once; nothing is computed twice and nothing is kept. So it is no record on a tape:
+//! it takes the gradient buffers, and gives the gradient with which [`crate::tape::Tape::backward_from_all`] goes on.
+
+use crate::backend::cpu::activation::Activation;
+use crate::backend::cpu::cross_entropy::{CrossEntropy, Targets};
+use crate::backend::cuda::context::Buffer;
+use crate::backend::cuda::elementwise;
+use crate::backend::cuda::softmax::{self, Logits, Scale};
+use crate::device::{Backend, Category, Device};
+use crate::error::{Error, Result};
+pub use crate::ops::ctc::Losses;
+use crate::ops::{expect_shape, matrix};
+use crate::primitives::{Factor, bias_activation, column_sums, product};
+use crate::tape::{GradientBuffers, Place, Var};
+use crate::tensor::Tensor;
+
+/// Logits that exist at a time, at least one row of them: 32 MiB. With fewer rows the weights and their gradient would be read too often: 250
+/// rows make 125 operations of every byte of them.
+const MOST_LOGITS: usize = 8 << 20;
+
+/// The operands.
+#[derive(Clone, Copy)]
+pub struct Top<'a> {
+    /// `[R, C]`
+    pub x: &'a Var,
+    /// `[V, C]`
+    pub weight: &'a Var,
+    /// `[V]`
+    pub bias: &'a Var,
+    /// `[R]`, below V.
+    pub targets: &'a [u32],
+}
+
+/// The loss of every row, natural log; zeros on the device `plan`.
+///
+/// # Errors
+/// If the shapes do not fit or a target is out of range.
+pub fn losses(top: Top) -> Result<Losses> {
+    run(top, None).map(|(losses, _)| losses)
+}
+
+/// The same, and the gradient of `scale` times the sum of the losses: to `weight` and `bias` in their buffers, if they are trainable, and, if
+/// `x` has a place, to `x`, `[R, C]`.
+///
+/// # Errors
+/// As [`losses`].
+pub fn losses_and_gradients(top: Top, scale: f32, gradients: &mut GradientBuffers) -> Result<(Losses, Option<Tensor>)> {
+    run(top, Some((scale, gradients)))
+}
+
+fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Losses, Option<Tensor>)> {
+    let sizes = Sizes::check(&top)?;
+    let device = top.x.tensor().device().clone();
+    let wanted = gradients.filter(|_| [top.x, top.weight, top.bias].iter().any(|input| input.place().is_some()));
+    let mut losses = all_losses(&device, sizes.rows);
+    let targets = Uploaded::new(&device, top.targets);
+    // Parts as equal as they can be.
+    let most = (MOST_LOGITS / sizes.vocabulary.max(1)).max(1);
+    let rows = sizes.rows.div_ceil(sizes.rows.div_ceil(most).max(1)).max(1);
+    match wanted {
+        None => {
+            for first in (0..sizes.rows).step_by(rows) {
+                let part = Part { first, rows: rows.min(sizes.rows - first) };
+                let x = slice(top.x.tensor(), sizes.inputs, part);
+                drop(part_losses(&top, &sizes, &x, &targets, part, &mut losses, None));
+            }
+            Ok((losses.fetch(), None))
+        }
+        Some((scale, buffers)) => {
+            let mut dx = top.x.place().map(|_| Parts::new(&device, sizes.rows, sizes.inputs));
+            for first in (0..sizes.rows).step_by(rows) {
+                let part = Part { first, rows: rows.min(sizes.rows - first) };
+                let x = slice(top.x.tensor(), sizes.inputs, part);
+                let dlogits = part_losses(&top, &sizes, &x, &targets, part, &mut losses, Some(scale));
+                let of_logits = Factor::rows(&dlogits, sizes.vocabulary);
+                if let Some(Place::Parameter(index)) = top.weight.place() {
+                    let sink = buffers.sink(index);
+                    let shape = (sizes.vocabulary, sizes.inputs, part.rows);
+                    product(shape, of_logits.transposed(), Factor::rows(&x, sizes.inputs), sink.tensor, sink.add);
+                }
+                if let Some(Place::Parameter(index)) = top.bias.place() {
+                    let sink = buffers.sink(index);
+                    column_sums(&dlogits, part.rows, sink.tensor, sink.add);
+                }
+                if let Some(dx) = &mut dx {
+                    let weight = Factor::rows(top.weight.tensor(), sizes.inputs);
+                    let mut to_x = Tensor::uninitialized(&device, &[part.rows, sizes.inputs], Category::Workspace);
+                    product((part.rows, sizes.inputs, sizes.vocabulary), of_logits, weight, &mut to_x, false);
+                    dx.place(part, &to_x);
+                }
+            }
+            Ok((losses.fetch(), dx.map(|dx| dx.tensor)))
+        }
+    }
+}
+
+struct Sizes {
+    rows: usize,
+    inputs: usize,
+    vocabulary: usize,
+}
+
+impl Sizes {
+    fn check(top: &Top) -> Result<Self> {
+        const NAME: &str = "linear_cross_entropy";
+        let (rows, inputs) = matrix(NAME, "the input", top.x.shape())?;
+        let (vocabulary, _) = matrix(NAME, "the weight", top.weight.shape())?;
+        expect_shape(NAME, "the weight", top.weight.shape(), &[vocabulary, inputs])?;
+        expect_shape(NAME, "the bias", top.bias.shape(), &[vocabulary])?;
+        if top.targets.len() != rows {
+            return Err(Error::operation(NAME, format!("{} targets for {rows} rows", top.targets.len())));
+        }
+        if let Some(target) = top.targets.iter().find(|&&target| target as usize >= vocabulary) {
+            return Err(Error::operation(NAME, format!("the target {target} is not below {vocabulary}")));
+        }
+        Ok(Sizes { rows, inputs, vocabulary })
+    }
+}
+
+/// Rows `first..first + rows`.
+#[derive(Clone, Copy)]
+struct Part {
+    first: usize,
+    rows: usize,
+}
+
+/// A copy of some rows.
+fn slice(x: &Tensor, columns: usize, part: Part) -> Tensor {
+    let device = x.device();
+    if part.first == 0 && part.rows * columns == x.len() {
+        return x.clone();
+    }
+    let mut rows = Tensor::uninitialized(device, &[part.rows, columns], Category::Workspace);
+    let (from, length) = (part.first * columns, part.rows * columns);
+    match device.backend() {
+        Backend::Cpu => rows.data_mut().copy_from_slice(&x.data()[from..from + length]),
+        Backend::Cuda(context) => {
+            let from = x.pointer() + (from * size_of::<f32>()) as u64;
+            elementwise::scale(context, from, 1.0, rows.pointer_mut(), length);
+        }
+        Backend::Plan => {}
+    }
+    rows
+}
+
+/// A tensor that is written some rows at a time.
+struct Parts {
+    tensor: Tensor,
+    columns: usize,
+}
+
+impl Parts {
+    fn new(device: &Device, rows: usize, columns: usize) -> Self {
+        Parts { tensor: Tensor::uninitialized(device, &[rows, columns], Category::Activation), columns }
+    }
+
+    fn place(&mut self, part: Part, rows: &Tensor) {
+        let (to, length) = (part.first * self.columns, part.rows * self.columns);
+        let device = self.tensor.device().clone();
+        match device.backend() {
+            Backend::Cpu => self.tensor.data_mut()[to..to + length].copy_from_slice(rows.data()),
+            Backend::Cuda(context) => {
+                let to = self.tensor.pointer_mut() + (to * size_of::<f32>()) as u64;
+                elementwise::scale(context, rows.pointer(), 1.0, to, length);
+            }
+            Backend::Plan => {}
+        }
+    }
+}
+
+/// The targets as the backend reads them.
+enum Uploaded<'a> {
+    Host(&'a [u32]),
+    Device(Buffer),
+}
+
+impl<'a> Uploaded<'a> {
+    fn new(device: &Device, targets: &'a [u32]) -> Self {
+        match device.backend() {
+            Backend::Cuda(context) => Uploaded::Device(context.bring(targets)),
+            Backend::Cpu | Backend::Plan => Uploaded::Host(targets),
+        }
+    }
+}
+
+/// The losses while they are computed.
+enum AllLosses {
+    Host(Vec<f64>),
+    Device(Tensor),
+}
+
+impl AllLosses {
+    fn fetch(self) -> Losses {
+        match self {
+            AllLosses::Host(losses) => Losses::Host(losses),
+            AllLosses::Device(losses) => {
+                let buffer = losses.buffer();
+                Losses::Device(buffer.context().fetch(buffer, losses.len()))
+            }
+        }
+    }
+}
+
+fn all_losses(device: &Device, rows: usize) -> AllLosses {
+    match device.backend() {
+        Backend::Cuda(_) => AllLosses::Device(Tensor::uninitialized(device, &[rows], Category::Activation)),
+        Backend::Cpu | Backend::Plan => AllLosses::Host(vec![0.0; rows]),
+    }
+}
+
+/// The losses of some rows; gives their logits, or, with a scale, the gradient of the sum of the losses times that to the logits.
+fn part_losses(
+    top: &Top,
+    sizes: &Sizes,
+    x: &Tensor,
+    targets: &Uploaded,
+    part: Part,
+    losses: &mut AllLosses,
+    scale: Option<f32>,
+) -> Tensor {
+    let (columns, device) = (sizes.vocabulary, x.device().clone());
+    let mut logits = Tensor::uninitialized(&device, &[part.rows, columns], Category::Workspace);
+    let weight = Factor::rows(top.weight.tensor(), sizes.inputs).transposed();
+    product((part.rows, columns, sizes.inputs), Factor::rows(x, sizes.inputs), weight, &mut logits, false);
+    bias_activation(&mut logits, Some(top.bias.tensor()), columns, Activation::Identity);
+    let range = part.first..part.first + part.rows;
+    match (device.backend(), targets, losses) {
+        (Backend::Cpu, Uploaded::Host(targets), AllLosses::Host(losses)) => {
+            let labels = Targets::Labels { labels: &targets[range.clone()], smoothing: 0.0, prior: None };
+            let batch = CrossEntropy { columns, targets: labels, weights: None };
+            match scale {
+                Some(scale) => batch.losses_and_gradient(logits.data_mut(), &mut losses[range], scale),
+                None => batch.losses(logits.data(), &mut losses[range]),
+            }
+        }
+        (Backend::Cuda(context), Uploaded::Device(targets), AllLosses::Device(losses)) => {
+            let place = (part.first * size_of::<f32>()) as u64;
+            let labels = softmax::Targets::Labels { labels: targets.pointer() + place, smoothing: 0.0, prior: None };
+            let logits = Logits::F32(logits.pointer_mut());
+            let batch = softmax::CrossEntropy { logits, rows: part.rows, columns, targets: labels, weights: None };
+            let scale = scale.map(|value| Scale { value, factor: None });
+            softmax::cross_entropy(context, &batch, losses.pointer_mut() + place, scale);
+        }
+        // Nothing is computed on the device `plan`.
+        _ => {}
+    }
+    logits
+}
