@@ -35,23 +35,22 @@ impl Philox {
     /// The numbers at several counters at once: word w of counter n is `counters[w][n]`, and so with the numbers.
     #[inline(always)]
     pub fn blocks<const N: usize>(&self, counters: [[u32; N]; 4]) -> [[u32; N]; 4] {
-        let mut x = counters;
+        let [mut x0, mut x1, mut x2, mut x3] = counters;
         let mut key = self.key;
         for round in 0..ROUNDS {
             if round > 0 {
                 key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
             }
-            for n in 0..N {
-                let first = u64::from(MULTIPLIERS[0]) * u64::from(x[0][n]);
-                let second = u64::from(MULTIPLIERS[1]) * u64::from(x[2][n]);
-                let (one, three) = (x[1][n], x[3][n]);
-                x[0][n] = (second >> 32) as u32 ^ one ^ key[0];
-                x[1][n] = second as u32;
-                x[2][n] = (first >> 32) as u32 ^ three ^ key[1];
-                x[3][n] = first as u32;
+            for (((x0, x1), x2), x3) in x0.iter_mut().zip(&mut x1).zip(&mut x2).zip(&mut x3) {
+                let first = u64::from(MULTIPLIERS[0]) * u64::from(*x0);
+                let second = u64::from(MULTIPLIERS[1]) * u64::from(*x2);
+                *x0 = (second >> 32) as u32 ^ *x1 ^ key[0];
+                *x1 = second as u32;
+                *x2 = (first >> 32) as u32 ^ *x3 ^ key[1];
+                *x3 = first as u32;
             }
         }
-        x
+        [x0, x1, x2, x3]
     }
 
     /// The generator's numbers one after the other, from counter zero.

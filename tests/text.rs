@@ -331,7 +331,7 @@ fn the_weights_of_awd_lstm_lm_are_imported_and_score_as_they_did() {
     let original = |name: &str| match name.split_once(".weight_hh_l0").map(|(layer, _)| layer) {
         Some(layer) => format!("{layer}.module.weight_hh_l0_raw"),
         None if name.starts_with("rnns") => {
-            name.replacen("_l0", "_l0", 1).replace(".weight_ih", ".module.weight_ih").replace(".bias", ".module.bias")
+            name.replace(".weight_ih", ".module.weight_ih").replace(".bias", ".module.bias")
         }
         None => name.to_string(),
     };
@@ -376,6 +376,7 @@ fn what_cannot_be_is_refused_with_its_place_and_remedy() {
     refused(tiny.headfirst(&["generate", "run", "--prompt", "zebra"]), &["--prompt", "zebra"]);
     refused(tiny.headfirst(&["generate", "run", "--temperature=-1"]), &["--temperature", "0 or more"]);
     refused(tiny.headfirst(&["generate", "nowhere"]), &["nowhere"]);
+    refused(tiny.headfirst(&["transcribe", "run", "a.wav"]), &["run on text", "headfirst generate"]);
     refused(tiny.train("a", &["data.token_list=tokens.txt"]), &["train.txt:1", "\"cat\""]);
     refused(tiny.train("b", &["batch.sequences=900"]), &["batch.sequences", "900", "fewer"]);
     refused(tiny.train("c", &["data.tokens=bpe"]), &["bpe"]);

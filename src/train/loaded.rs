@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Subject};
 use crate::models::blstm_ctc::BlstmCtc;
 use crate::nn::{Parameters, Scheme};
 use crate::ops::sequences::Sequences;
-use crate::recipe::{Batch as BatchSection, Recipe};
+use crate::recipe::{Batch as BatchSection, DataKind, Recipe};
 use crate::train::checkpoint::load_weights;
 use crate::train::corpus::Frontend;
 use crate::train::evaluate::{Decoder, Evaluated, evaluate};
@@ -37,6 +37,10 @@ impl LoadedModel {
         let reference = parse_reference(reference)?;
         let folder = RunFolder::open(&reference.run)?;
         let recipe = recipe_of(&folder)?;
+        if recipe.data.kind != DataKind::Speech {
+            return Err(Error::file(folder.path(), "is a run on text, not on speech")
+                .remedy("Name a run of a speech recogniser; see headfirst generate for language models"));
+        }
         let frontend = Frontend::of_run(&folder, &recipe)?;
         let weights = load_weights(reference.file())?;
         Self::new(device, recipe, frontend, &weights)
