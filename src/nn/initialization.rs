@@ -83,6 +83,23 @@ mod tests {
     }
 
     #[test]
+    fn awd_fills_a_tenth_for_words_and_the_softmax_and_pytorchs_interval_for_lstms() {
+        for (role, scheme, bound) in [
+            (Role::Embedding, Scheme::Awd, 0.1),
+            (Role::SoftmaxWeight, Scheme::Awd, 0.1),
+            (Role::SoftmaxBias, Scheme::Awd, 0.0),
+            (Role::Weight, Scheme::Awd, 0.05),
+            (Role::Bias, Scheme::Awd, 0.05),
+            (Role::Bias, Scheme::Uniform, 0.1),
+            (Role::SoftmaxBias, Scheme::Uniform, 0.1),
+        ] {
+            let values = initial_values(&spec("x", role), scheme, 1);
+            let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            assert!(largest <= bound && largest >= 0.998 * bound, "{role:?}, {scheme:?}: {largest}");
+        }
+    }
+
+    #[test]
     fn values_depend_on_seed_and_name_alone() {
         let values = |name, seed| initial_values(&spec(name, Role::Weight), Scheme::Espnet, seed);
         assert_eq!(values("a", 1), values("a", 1));

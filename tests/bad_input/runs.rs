@@ -14,7 +14,7 @@ fn a_recipe_with_a_misspelt_key_or_an_impossible_value_is_refused_by_key_and_lin
     refuses_to_train(&["optimizer.kind=\"sgdd\""], &["optimizer.kind", "sgd"]);
     refuses_to_train(&["optimizer.learning_rate=1e30"], &["optimizer.learning_rate", "1e30"]);
     refuses_to_train(&["training.precision=\"bf16\""], &["training.precision", "f32"]);
-    refuses_to_train(&["data.kind=text", "batch={}"], &["data.kind", "no model to train yet"]);
+    refuses_to_train(&["data.kind=text", "batch={}"], &["data.kind", "reads data.kind = \"speech\""]);
 
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path().join("bad.toml");
