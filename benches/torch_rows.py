@@ -5,8 +5,12 @@
     python benches/torch_rows.py NAME --once                # one step, for the peak memory of a process that trains
 
 A new row is one entry of ROWS: its name, a function from the device to a step (a function without arguments), and its goals.
-All sequences of a batch have the same length here, so nothing is packed. A training step is forward, backward, clipping and
-optimiser; other rows are forward and backward, down to the input. Everything is f32.
+All sequences of a batch have the same length here, so nothing is packed; only the epochs have real lengths. A training step is forward,
+backward, clipping and optimiser; other rows are forward and backward, down to the input, unless their name says otherwise.
+
+--precision says what products are computed in: f32; tf32, as PyTorch's switches have it; bf16 under autocast, with weights, losses and
+optimiser in f32. On a GPU a time is that of many steps between two waits, divided by their number, and the operands of a single
+operation rotate through more copies than a cache holds, as in `headfirst bench`.
 Dimensions: T time, N batch, C inputs, H units, L labels.
 """
 
@@ -18,13 +22,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import torch
 from torch import nn
-from torch.nn.functional import ctc_loss, log_softmax
+from torch.nn.functional import cross_entropy, ctc_loss, embedding, layer_norm, linear, log_softmax
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 WARM_UP_STEPS = 2
 MOST_STEPS = 200
+# On a GPU: seconds of work between two waits, and bytes of operands that rotate (as src/bench/work.rs).
+BETWEEN_WAITS = 5e-3
+ROTATED = 256 << 20
+MOST_COPIES = 64
 Step = Callable[[], None]
 
 
@@ -37,6 +47,12 @@ class Row:
     # The row without frozen groups, and the goal as a share of Headfirst's own time on that row.
     joint: str | None = None
     joint_goal: float | None = None
+    # Where the row is measured unless it is named.
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    # A single operation: its operands rotate on a GPU.
+    rotates: bool = False
+    # An epoch: one step, which takes long.
+    long: bool = False
 
 
 class BlstmCtc(nn.Module):
@@ -111,9 +127,9 @@ def lstm(units: int, bidirectional: bool, batch: int, frames: int, device: torch
     return step
 
 
-def ctc(batch: int, frames: int, device: torch.device) -> Step:
+def ctc(batch: int, frames: int, device: torch.device, labels: int = 60) -> Step:
     """Log-softmax and CTC, forward and backward to the logits."""
-    symbols, labels = 50, 60
+    symbols = 50
     logits = torch.randn(frames, batch, symbols).to(device).requires_grad_()
     targets, frame_counts, label_counts = ctc_batch(batch, frames, labels, symbols, device)
 
@@ -125,7 +141,164 @@ def ctc(batch: int, frames: int, device: torch.device) -> Step:
     return step
 
 
+def lstm_forward(units: int, bidirectional: bool, batch: int, frames: int, device: torch.device) -> Step:
+    """That layer's forward pass, which keeps what a backward pass needs."""
+    layer = nn.LSTM(units, units, bidirectional=bidirectional).to(device)
+    inputs = torch.randn(frames, batch, units).to(device).requires_grad_()
+    return lambda: layer(inputs) and None
+
+
+def softmax_cross_entropy(rows: int, symbols: int, device: torch.device) -> Step:
+    """Losses and the gradient to the logits, which are bf16 where products are."""
+    half = torch.is_autocast_enabled(device.type)
+    logits = torch.randn(rows, symbols).to(device, torch.bfloat16 if half else torch.float32).requires_grad_()
+    labels = torch.randint(0, symbols, (rows,)).to(device)
+
+    def step() -> None:
+        logits.grad = None
+        cross_entropy(logits, labels).backward()
+
+    return step
+
+
+def linear_cross_entropy(rows: int, inputs: int, symbols: int, device: torch.device) -> Step:
+    x = torch.randn(rows, inputs).to(device).requires_grad_()
+    layer = nn.Linear(inputs, symbols).to(device)
+    labels = torch.randint(0, symbols, (rows,)).to(device)
+
+    def step() -> None:
+        x.grad = None
+        layer.zero_grad(set_to_none=True)
+        cross_entropy(layer(x), labels).backward()
+
+    return step
+
+
+def without_gradient(step: Step) -> Step:
+    def run() -> None:
+        with torch.no_grad():
+            step()
+
+    return run
+
+
+def matmul(m: int, n: int, k: int, device: torch.device) -> Step:
+    a, b = torch.randn(m, k).to(device), torch.randn(n, k).to(device)
+    return without_gradient(lambda: linear(a, b))
+
+
+def matmul_weight_gradient(m: int, n: int, k: int, device: torch.device) -> Step:
+    a, b = torch.randn(k, m).to(device), torch.randn(k, n).to(device)
+    return without_gradient(lambda: a.T @ b)
+
+
+def elementwise(name: str, rows: int, columns: int, device: torch.device) -> Step:
+    x, y = torch.randn(rows, columns).to(device), torch.randn(rows, columns).to(device)
+    scale = torch.randn(columns).to(device)
+    steps = {
+        "add": lambda: torch.add(x, y),
+        "column-sums": lambda: x.sum(0),
+        "layer-norm": lambda: layer_norm(x, (columns,), scale, scale),
+        "log-softmax": lambda: log_softmax(x, dim=-1),
+    }
+    return without_gradient(steps[name])
+
+
+def gather(rows: int, columns: int, words: int, device: torch.device) -> Step:
+    weight, tokens = torch.randn(words, columns).to(device), torch.randint(0, words, (rows,)).to(device)
+    return without_gradient(lambda: embedding(tokens, weight))
+
+
+def optimizer(name: str, count: int, device: torch.device) -> Step:
+    """Norm, clipping and update of one parameter, by PyTorch's fused kernels where it has them."""
+    parameter = nn.Parameter(torch.randn(count).to(device))
+    parameter.grad = torch.randn(count).to(device)
+    fused = {"fused": True} if device.type == "cuda" else {}
+    makes = {
+        "sgd": lambda: torch.optim.SGD([parameter], lr=0.1, **fused),
+        "adam": lambda: torch.optim.Adam([parameter], lr=0.1, **fused),
+        "adadelta": lambda: torch.optim.Adadelta([parameter], lr=0.1, foreach=True),
+    }
+    made = makes[name]()
+
+    def step() -> None:
+        nn.utils.clip_grad_norm_([parameter], 5.0)
+        made.step()
+
+    return step
+
+
+# Of the utterances' lengths in frames, as src/bench/steps.rs has them.
+QUANTILES = [(0.0, 80), (0.05, 300), (0.1, 390), (0.25, 570), (0.5, 780), (0.75, 955), (0.9, 1150), (0.99, 1560), (1.0, 2430)]
+
+
+def wsj_lengths(count: int) -> list[int]:
+    """Frames of each utterance, longest first."""
+
+    def length(place: float) -> int:
+        above = max(1, next(k for k, (share, _) in enumerate(QUANTILES) if share >= place))
+        (low, shortest), (high, longest) = QUANTILES[above - 1 : above + 1]
+        return int(shortest + (longest - shortest) * (place - low) / (high - low))
+
+    return [length((k + 0.5) / count) for k in reversed(range(count))]
+
+
+def wsj_batches(lengths: list[int]) -> list[list[int]]:
+    """ESPnet's rule: 30 utterances, fewer where the longest has 800 frames or 150 labels and more."""
+    batches, rest = [], lengths
+    while rest:
+        factor = max(rest[0] // 800, rest[0] // 8 // 150)
+        size = max(1, 30 // (1 + factor))
+        batches, rest = batches + [rest[:size]], rest[size:]
+    return batches
+
+
+class WsjModel(BlstmCtc):
+    """The same model on packed sequences, every second frame kept behind each of the two lowest BLSTMs."""
+
+    def utterances(self, frames: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for layer, (blstm, projection) in enumerate(zip(self.blstm, self.proj)):
+            hidden, _ = pad_packed_sequence(blstm(pack_padded_sequence(frames, lengths))[0])
+            if layer < 2:
+                hidden, lengths = hidden[::2], (lengths + 1) // 2
+            frames = torch.tanh(projection(hidden))
+        return self.ctc(frames), lengths
+
+
+def wsj_epoch(utterances: int, frozen: int, device: torch.device) -> Step:
+    """Training steps through generated utterances as long as WSJ's."""
+    inputs, symbols = 43, 50
+    model = WsjModel(4, 320, inputs, symbols)
+    initialise_as_espnet(model)
+    model.to(device)
+    for group in model.groups_from_the_top()[:frozen]:
+        for module in group:
+            module.requires_grad_(False)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adadelta(trainable, lr=1.0, rho=0.95, eps=1e-8)
+    batches = wsj_batches(wsj_lengths(utterances))
+    features = torch.randn(max(batch[0] * len(batch) for batch in batches) * inputs)
+    if device.type == "cuda":
+        features = features.pin_memory()
+    order = torch.randperm(len(batches)).tolist()
+
+    def step() -> None:
+        for batch in (batches[number] for number in order):
+            frames = features[: batch[0] * len(batch) * inputs].view(batch[0], len(batch), inputs).to(device, non_blocking=True)
+            label_counts = torch.tensor([length // 8 for length in batch])
+            targets = torch.randint(1, symbols, (len(batch), batch[0] // 8)).to(device)
+            optimizer.zero_grad(set_to_none=True)
+            logits, lengths = model.utterances(frames, torch.tensor(batch))
+            loss = ctc_loss(log_softmax(logits.float(), dim=-1), targets, lengths, label_counts, reduction="sum", zero_infinity=True)
+            (loss / len(batch)).backward()
+            nn.utils.clip_grad_norm_(trainable, 5.0)
+            optimizer.step()
+
+    return step
+
+
 JOINT = "blstm-ctc/4x320/B16-T200/joint"
+PAPERS = "blstm-ctc/4x320/B30-T800/joint"
 ROWS = [
     Row(JOINT, partial(blstm_ctc, 4, 320, 16, 200, 0), goal=0.75),
     Row("blstm-ctc/4x320/B16-T200/frozen-1", partial(blstm_ctc, 4, 320, 16, 200, 1), joint=JOINT),
@@ -137,22 +310,89 @@ ROWS = [
     Row("ctc/B32-T400", partial(ctc, 32, 400), goal=0.5),
 ]
 
+# Rows for a GPU. On the CPU they run where they are named.
+GPU = {"goal": 1.0, "devices": ("cuda",)}
+ROWS += [Row(PAPERS, partial(blstm_ctc, 4, 320, 30, 800, 0), **GPU)]
+ROWS += [
+    Row(f"blstm-ctc/4x320/B30-T800/frozen-{frozen}", partial(blstm_ctc, 4, 320, 30, 800, frozen), joint=PAPERS, **GPU)
+    for frozen in (1, 2, 3, 4)
+]
+for units, both, batch, frames in [(320, True, 30, 400), (640, True, 30, 400), (1024, True, 30, 400), (1150, False, 80, 70)]:
+    name = f"lstm/{units}{'/bidirectional' if both else ''}/B{batch}-T{frames}"
+    ROWS += [
+        Row(name, partial(lstm, units, both, batch, frames), **GPU),
+        Row(f"{name}/forward", partial(lstm_forward, units, both, batch, frames), **GPU),
+    ]
+ROWS += [
+    Row(f"ctc/B30-T{frames}-L100", partial(ctc, 30, frames, labels=100), rotates=True, **GPU) for frames in (400, 800, 1000)
+]
+ROWS += [
+    Row("cross-entropy/5600x33278", partial(softmax_cross_entropy, 5600, 33278), rotates=True, **GPU),
+    Row("linear-cross-entropy/5600x400x33278", partial(linear_cross_entropy, 5600, 400, 33278), **GPU),
+    Row("log-softmax/12000x50", partial(elementwise, "log-softmax", 12000, 50), rotates=True, **GPU),
+    Row("layer-norm/12000x256/forward", partial(elementwise, "layer-norm", 12000, 256), rotates=True, **GPU),
+    Row("column-sums/12000x1280", partial(elementwise, "column-sums", 12000, 1280), rotates=True, **GPU),
+    Row("add/12000x1280", partial(elementwise, "add", 12000, 1280), rotates=True, **GPU),
+    Row("embedding/5600x400-V33278/forward", partial(gather, 5600, 400, 33278), rotates=True, **GPU),
+]
+ROWS += [
+    Row(f"matmul/{m}x{n}x{k}", partial(matmul, m, n, k), rotates=True, **GPU)
+    for m, n, k in [(12000, 1280, 320), (12000, 320, 640), (5600, 4600, 1150), (5600, 33278, 400), (4096, 4096, 4096)]
+]
+ROWS += [
+    Row(f"matmul-weight-gradient/{m}x{n}x{k}", partial(matmul_weight_gradient, m, n, k), rotates=True, **GPU)
+    for m, n, k in [(1280, 320, 12000), (4600, 1150, 5600), (33278, 400, 5600)]
+]
+ROWS += [Row(f"{name}/P24000000", partial(optimizer, name, 24_000_000), rotates=True, **GPU) for name in ("sgd", "adam", "adadelta")]
+
+EPOCH = "wsj-epoch/4x320/N{}/"
+
+
+def epoch_rows(utterances: int) -> list[Row]:
+    joint = EPOCH.format(utterances) + "joint"
+    stage = lambda frozen: f"frozen-{frozen}" if frozen else "joint"
+    return [
+        Row(
+            EPOCH.format(utterances) + stage(frozen),
+            partial(wsj_epoch, utterances, frozen),
+            goal=1.0,
+            joint=joint if frozen else None,
+            devices=(),
+            long=True,
+        )
+        for frozen in range(5)
+    ]
+
+
+def rotated(row: Row, device: torch.device) -> Step:
+    """The step; on a GPU, for a single operation, as many of them in turn as a cache does not hold."""
+    if not row.rotates or device.type != "cuda":
+        return row.build(device)
+    before = torch.cuda.memory_allocated(device)
+    steps = [row.build(device)]
+    each = max(1, torch.cuda.memory_allocated(device) - before)
+    steps += [row.build(device) for _ in range(min(MOST_COPIES, -(-ROTATED // each)) - 1)]
+    turns = cycle(steps)
+    return lambda: next(turns)()
+
 
 def step_times(step: Step, device: torch.device, seconds: float) -> list[float]:
-    """Milliseconds of each step, at least three of them, for about `seconds`."""
+    """Milliseconds of a step, at least three times, for about `seconds`."""
 
-    def timed() -> float:
+    def timed(runs: int) -> float:
         start = time.perf_counter()
-        step()
+        for _ in range(runs):
+            step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return 1e3 * (time.perf_counter() - start)
+        return 1e3 * (time.perf_counter() - start) / runs
 
     for _ in range(WARM_UP_STEPS):
-        timed()
+        last = timed(1)
+    runs = max(1, min(512, round(1e3 * BETWEEN_WAITS / last))) if device.type == "cuda" else 1
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < 1e3 * seconds and len(times) < MOST_STEPS):
-        times.append(timed())
+    while len(times) < 3 or (sum(times) * runs < 1e3 * seconds and len(times) < MOST_STEPS):
+        times.append(timed(runs))
     return times
 
 
@@ -170,29 +410,39 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to repeat the step")
+    parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32", help="what products are computed in")
+    parser.add_argument("--utterances", type=int, default=37_400, metavar="N", help="of the epochs wsj-epoch (default: 37400)")
     arguments = parser.parse_args()
+    all_rows = ROWS + epoch_rows(arguments.utterances)
     if arguments.list:
-        rows = [{key: value for key, value in vars(row).items() if key != "build"} for row in ROWS]
+        rows = [{key: value for key, value in vars(row).items() if key != "build"} for row in all_rows]
         print(json.dumps({"torch": torch.__version__, "rows": rows}))
         return
-    row = next((row for row in ROWS if row.name == arguments.name), None)
+    row = next((row for row in all_rows if row.name == arguments.name), None)
     if row is None:
         parser.error(f"no row {arguments.name!r}; --list shows them")
 
     torch.manual_seed(1)
     torch.set_num_threads(arguments.threads)
     # "f32" means f32 on a GPU too: cuDNN would otherwise round the operands of an LSTM to tf32 unasked.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = arguments.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if arguments.precision == "tf32" else "highest")
     device = torch.device(arguments.device)
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = {"name": row.name, "device": device_name(device), "imported_mib": imported / 1024}
-    step = row.build(device)
-    if arguments.once:
-        step()
-    else:
-        times = step_times(step, device, arguments.seconds)
-        result |= {"median_ms": statistics.median(times), "steps": len(times)}
+    with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
+        step = row.build(device) if arguments.once else rotated(row, device)
+        if arguments.once or row.long:
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            result |= {"median_ms": 1e3 * (time.perf_counter() - start), "steps": 1}
+        else:
+            times = step_times(step, device, arguments.seconds)
+            result |= {"median_ms": statistics.median(times), "steps": len(times)}
+    if device.type == "cuda":
+        result["peak_device_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
     print(json.dumps(result))
 
 

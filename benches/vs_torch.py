@@ -4,13 +4,16 @@
     python benches/vs_torch.py                                      # every row, 5 rounds
     python benches/vs_torch.py --rows 'lstm/*' --rounds 3 --json
     python benches/vs_torch.py --write docs/results/cpu-vs-torch.md
+    python benches/vs_torch.py --device cuda --precision bf16
+    python benches/vs_torch.py --device cuda --epoch            # and an epoch as long as WSJ's of each stage of a cascade
 
 `torch_rows.py` holds the table of rows, what PyTorch runs for each, and the goals. A round goes through all rows; for each row
 it runs `headfirst bench NAME --json` and `torch_rows.py NAME`, each in a fresh process and alone, and every other round in the
 opposite order. Machines are noisy: a time is the median over the rounds of each process's own median, with the lowest and the
 highest beside it, and a ratio is the median of the ratios within a round, whose two sides saw about the same machine.
 
-Peak memory is the largest resident set of a process that does one step of the row. This file must not import torch: a child's
+Peak memory is the largest resident set of a process that does one step of the row; on a GPU it is that of tensors on the device, as each
+side counts its own. This file must not import torch: a child's
 `ru_maxrss` starts from what its parent held when it was started, so the parent has to stay small.
 """
 
@@ -19,6 +22,7 @@ import datetime
 import fnmatch
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -61,26 +65,38 @@ def parsed(output: str) -> dict:
 
 class Headfirst:
     def __init__(self, arguments: argparse.Namespace):
-        self.binary, self.threads = str(arguments.headfirst), arguments.threads
+        self.binary, self.threads, self.on_gpu = str(arguments.headfirst), arguments.threads, arguments.device != "cpu"
         self.options = ["--device", arguments.device, "--threads", str(arguments.threads)]
-        self.device = None
+        if self.on_gpu:
+            self.options += ["--precision", arguments.precision]
+        self.utterances, self.device = arguments.utterances, None
 
-    def milliseconds(self, name: str) -> float:
-        result = parsed(run([self.binary, "bench", name, "--json", *self.options], self.threads)[0])
+    def row(self, name: str, *more: str) -> tuple[dict, float]:
+        """The row of this name, and the peak of the process's memory. An epoch has as many utterances as asked for: its name says 37400."""
+        long = name.startswith("wsj-epoch/")
+        asked = re.sub(r"/N\d+/", "/N37400/", name)
+        size = ["--set", f"N={self.utterances}"] if long else []
+        output, peak = run([self.binary, "bench", asked, "--json", *size, *self.options, *more], self.threads)
+        result = parsed(output)
         row = next((row for row in result.get("rows", []) if row.get("name") == name), None)
         if row is None or "median_ms" not in row:
             raise Failed("the binary gave no median_ms for this row")
-        self.device = result.get("device")
-        return float(row["median_ms"])
+        self.device = result.get("gpu") or result.get("device")
+        return row, peak
+
+    def milliseconds(self, name: str) -> float:
+        return float(self.row(name, *(["--once"] if name.startswith("wsj-epoch/") else []))[0]["median_ms"])
 
     def memory(self, name: str) -> dict:
-        return {"peak_mib": run([self.binary, "bench", name, "--once", *self.options], self.threads)[1]}
+        row, peak = self.row(name, "--once")
+        return {"peak_mib": row["peak_bytes"] / 2**20 if self.on_gpu else peak}
 
 
 class Torch:
     def __init__(self, arguments: argparse.Namespace):
-        self.threads, self.device = arguments.threads, None
+        self.threads, self.device, self.on_gpu = arguments.threads, None, arguments.device != "cpu"
         options = ["--device", arguments.device, "--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
+        options += ["--precision", arguments.precision, "--utterances", str(arguments.utterances)]
         self.command = lambda name, *more: [sys.executable, str(TORCH_ROWS), name, *options, *more]
 
     def milliseconds(self, name: str) -> float:
@@ -90,15 +106,23 @@ class Torch:
 
     def memory(self, name: str) -> dict:
         output, peak = run(self.command(name, "--once"), self.threads)
-        return {"peak_mib": peak, "imported_mib": parsed(output)["imported_mib"]}
+        result = parsed(output)
+        if self.on_gpu:
+            return {"peak_mib": result["peak_device_mib"]}
+        return {"peak_mib": peak, "imported_mib": result["imported_mib"]}
 
 
-def chosen_rows(rows: list[dict], patterns: list[str]) -> list[dict]:
-    """The rows that a pattern names, in the table's order; a frozen row brings its joint row along."""
+def chosen_rows(rows: list[dict], patterns: list[str], device: str, epoch: bool) -> list[dict]:
+    """The rows that a pattern names, else those of the device, in the table's order; a frozen row brings its joint row along."""
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(row["name"], pattern) for row in rows):
             raise Failed(f"--rows {pattern}: no such row; there are " + ", ".join(row["name"] for row in rows))
-    chosen = [row for row in rows if not patterns or any(fnmatch.fnmatchcase(row["name"], pattern) for pattern in patterns)]
+
+    def wanted(row: dict) -> bool:
+        named = any(fnmatch.fnmatchcase(row["name"], pattern) for pattern in patterns)
+        return named or (epoch and row["long"]) or (not patterns and device.split(":")[0] in row["devices"])
+
+    chosen = [row for row in rows if wanted(row)]
     joints = {row["joint"] for row in chosen}
     return [row for row in rows if row in chosen or row["name"] in joints]
 
@@ -109,6 +133,8 @@ def measured(rows: list[dict], sides: dict, rounds: int) -> dict:
     for number in range(rounds):
         for row in rows:
             name = row["name"]
+            if row["long"] and number > 0:
+                continue
             for side in list(sides) if number % 2 == 0 else reversed(list(sides)):
                 if isinstance(results[side][name], str):
                     continue
@@ -198,17 +224,32 @@ def times_table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def memory_table(rows: list[dict]) -> list[str]:
+def cascade_line(rows: list[dict]) -> list[str]:
+    """An epoch of every stage of a cascade, one after the other, if all were measured."""
+    epochs = [row for row in rows if row["name"].startswith("wsj-epoch/")]
+    times = [[row[side].get("median_ms") for row in epochs] for side in ("torch", "headfirst")]
+    if len(epochs) < 5 or None in times[0] + times[1]:
+        return []
+    torch, headfirst = (sum(side) / 1e3 for side in times)
+    return ["", f"An epoch of each of the {len(epochs)} stages of a cascade: PyTorch {torch:.1f} s, Headfirst {headfirst:.1f} s, ratio {headfirst / torch:.2f}."]
+
+
+def memory_table(rows: list[dict], on_gpu: bool) -> list[str]:
     lines = [
-        "Peak resident memory of a process that does one step (PyTorch: in brackets what it holds after its import).",
+        "Peak of the tensors on the device in one step."
+        if on_gpu
+        else "Peak resident memory of a process that does one step (PyTorch: in brackets what it holds after its import).",
         "",
         "| name | PyTorch MiB | Headfirst MiB | Headfirst / PyTorch |",
         "|---|---|---|---|",
     ]
     for row in rows:
+        if "memory" not in row["torch"]:
+            continue
         torch, headfirst = row["torch"]["memory"], row["headfirst"]["memory"]
         peaks = [side.get("peak_mib") for side in (torch, headfirst)]
-        theirs = "not measured" if peaks[0] is None else f"{peaks[0]:.0f} ({torch['imported_mib']:.0f})"
+        imported = f" ({torch['imported_mib']:.0f})" if "imported_mib" in torch else ""
+        theirs = "not measured" if peaks[0] is None else f"{peaks[0]:.0f}{imported}"
         ours = "not measured" if peaks[1] is None else f"{peaks[1]:.0f}"
         lines.append(f"| {row['name']} | {theirs} | {ours} | {number_cell(None if None in peaks else peaks[1] / peaks[0])} |")
     return lines
@@ -227,40 +268,41 @@ def reasons(rows: list[dict]) -> list[str]:
 
 def markdown(result: dict) -> str:
     lines = [
-        f"Measured on {result['date']}: {result['processor']}, {result['threads']} threads, "
+        f"Measured on {result['date']}: {result['processor']}, {result['threads']} threads, products in {result['precision']}, "
         f"load average {result['load']:.2f} at the start. "
         f"PyTorch {result['torch']} ({result['torch_device']}), Headfirst on {result['headfirst_device']}. "
         f"{result['rounds']} rounds, alternating: median over the rounds (lowest to highest), ratios within a round.",
         "",
         *times_table(result["rows"]),
+        *cascade_line(result["rows"]),
     ]
-    if result["memory"]:
-        lines += ["", *memory_table(result["rows"])]
+    if any("memory" in row["torch"] for row in result["rows"]):
+        lines += ["", *memory_table(result["rows"], result["device"] != "cpu")]
     if missing := reasons(result["rows"]):
         lines += ["", *missing]
     return "\n".join(lines) + "\n"
 
 
 def comparison(arguments: argparse.Namespace) -> dict:
-    table = parsed(run([sys.executable, str(TORCH_ROWS), "--list"], arguments.threads)[0])
-    rows = chosen_rows(table["rows"], arguments.rows)
+    listed = [sys.executable, str(TORCH_ROWS), "--list", "--utterances", str(arguments.utterances)]
+    table = parsed(run(listed, arguments.threads)[0])
+    rows = chosen_rows(table["rows"], arguments.rows, arguments.device, arguments.epoch)
     load = os.getloadavg()[0]
     if load > 0.3:
         # OpenMP's threads wait for each other at every step of an LSTM: PyTorch's times grow tenfold beside a busy neighbour.
         print(f"warning: the load average is {load:.1f}; do not quote times measured beside other work", file=sys.stderr)
     sides = {"headfirst": Headfirst(arguments), "torch": Torch(arguments)}
     times = measured(rows, sides, arguments.rounds)
-    # The resident set says nothing about the memory of a GPU.
-    with_memory = arguments.device == "cpu"
     return {
+        "device": arguments.device,
+        "precision": arguments.precision,
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "load": load,
-        "memory": with_memory,
         "torch": table["torch"],
-        "rows": [compared(row, times, sides, with_memory) for row in rows],
+        "rows": [compared(row, times, sides, not arguments.no_memory and not row["long"]) for row in rows],
         **{f"{side}_device": sides[side].device for side in sides},
     }
 
@@ -272,12 +314,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="how long PyTorch repeats a step in a round (default: 3)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32", help="of products, on a GPU (default: f32)")
+    parser.add_argument("--epoch", action="store_true", help="also an epoch of generated utterances as long as WSJ's, for every stage of a cascade")
+    parser.add_argument("--utterances", type=int, default=37_400, metavar="N", help="of that epoch (default: 37400)")
+    parser.add_argument("--no-memory", action="store_true", help="measure no peak memory")
     parser.add_argument("--headfirst", type=Path, default=HERE.parent / "target/release/headfirst", metavar="PATH")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table to FILE too")
     arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.threads < 1:
-        parser.error("--rounds and --threads must be at least 1")
+    if min(arguments.rounds, arguments.threads, arguments.utterances) < 1:
+        parser.error("--rounds, --threads and --utterances must be at least 1")
+    if arguments.device == "cpu" and arguments.precision != "f32":
+        parser.error("Headfirst computes in f32 alone on the CPU")
     if not arguments.headfirst.is_file():
         parser.error(f"{arguments.headfirst} is no file: build it with `cargo build --release`, or name it with --headfirst PATH")
     try:

@@ -1,8 +1,8 @@
 //! The kernels for the emulator (`kernels/emulator/`): compiled as plain C++ and linked in, when the feature `emulator` is on.
 //!
 //! CXX names the compiler, g++ by default; without one the build warns and sets the cfg `emulator_missing`. CXXFLAGS are added to its
-//! options. With HEADFIRST_EMULATOR_SANITIZE=address (g++ only) kernels and emulator are built with AddressSanitizer, and all memory of the test
-//! binary is guarded.
+//! options. The objects and the command that made them stay in `OUT_DIR/emulator`, where `tests/mutations.rs` and `kernels/emulator/test.sh` (the pass
+//! under AddressSanitizer) find them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,7 +36,7 @@ const FLAGS: [&str; 10] = [
 pub fn build(kernels: &[PathBuf], out_dir: &Path) -> Result<(), String> {
     println!("cargo::rustc-check-cfg=cfg(emulator_missing)");
     println!("cargo::rerun-if-changed={KERNELS}");
-    for name in ["CXX", "CXXFLAGS", "HEADFIRST_EMULATOR_SANITIZE"] {
+    for name in ["CXX", "CXXFLAGS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
 
@@ -54,17 +54,6 @@ pub fn build(kernels: &[PathBuf], out_dir: &Path) -> Result<(), String> {
     if has_fma() {
         // Else fmaf is a call. The bits are the same.
         flags.push("-mfma".into());
-    }
-    match variable("HEADFIRST_EMULATOR_SANITIZE").as_deref() {
-        None => {}
-        Some("address") => {
-            flags.extend(["-fsanitize=address", "-fno-omit-frame-pointer"].map(String::from));
-            // As a part of the program, since as a library it would have to be loaded before all others, and rustc puts its own first.
-            for option in ["-Wl,--whole-archive", "-l:libasan.a", "-Wl,--no-whole-archive", "-lstdc++", "-lm"] {
-                println!("cargo::rustc-link-arg={option}");
-            }
-        }
-        Some(other) => return Err(format!("HEADFIRST_EMULATOR_SANITIZE is {other:?}; it can be address")),
     }
 
     let folder = out_dir.join("emulator");

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""What the compiler made of the kernels, for sm_90a: a table, and an error for what must not be.
+"""What the compiler made of the kernels: a table, and an error for what must not be.
 
-    kernels/check.py [FILE.cu]...     the named kernel files, or all; exit code 1 if one breaks a rule
+    kernels/check.py [FILE.cu]...     the named kernel files, or all, for sm_90a; exit code 1 if one breaks a rule
+    kernels/check.py --arch 80        for another architecture: 80, 86, 89, 90a, 100 or 120
     kernels/check.py --prove          that the rules catch: small kernels that each break one
 
 It needs python3, g++, and the nvcc of HEADFIRST_NVCC, CUDA_HOME or kernels/toolchain.sh. The rules:
@@ -11,7 +12,7 @@ It needs python3, g++, and the nvcc of HEADFIRST_NVCC, CUDA_HOME or kernels/tool
 - a kernel has tensor-core instructions where it is meant to, and there only. A line of its file says where, names may have a *:
       // tensor cores: lstm_forward_bf16, matmul_*
 
-Occupancy is the share of a multiprocessor's 64 warps that its registers and shared memory leave room for, in blocks of the `threads` of
+Occupancy is the share of a multiprocessor's warps that its registers and shared memory leave room for, in blocks of the `threads` of
 KERNEL. Dynamic shared memory is the launch's, unknown here, and not counted: there a kernel may have less.
 """
 import argparse
@@ -30,13 +31,29 @@ HERE = pathlib.Path(__file__).resolve().parent
 WITHOUT_STACK = ("lstm", "ctc", "softmax")
 TENSOR_CORES = re.compile(r"\b(?:HGMMA|HMMA|IGMMA|IMMA|QGMMA|DMMA)\b")
 
-# A multiprocessor of compute capability 9.0 (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+# A multiprocessor (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
 REGISTERS = 64 * 1024
 REGISTERS_UNIT = 256  # what a warp takes is a multiple of this
-SHARED = 228 * 1024
 SHARED_PER_BLOCK = 1024  # taken by the system
-WARPS = 64
-BLOCKS = 32
+
+
+@dataclasses.dataclass
+class Multiprocessor:
+    """What differs between architectures: the most warps, blocks, and bytes of shared memory."""
+
+    warps: int
+    blocks: int
+    shared: int
+
+
+MULTIPROCESSORS = {
+    "80": Multiprocessor(64, 32, 164 * 1024),
+    "86": Multiprocessor(48, 16, 100 * 1024),
+    "89": Multiprocessor(48, 24, 100 * 1024),
+    "90a": Multiprocessor(64, 32, 228 * 1024),
+    "100": Multiprocessor(64, 32, 228 * 1024),
+    "120": Multiprocessor(48, 24, 100 * 1024),
+}
 
 
 class Failure(Exception):
@@ -57,15 +74,15 @@ class Kernel:
     spills: int = 0  # bytes, stores and loads
     tensor: int = 0  # instructions
 
-    def resident_blocks(self):
+    def resident_blocks(self, chip):
         """The blocks that a multiprocessor holds at once."""
         warps = -(-self.threads // 32)
         registers = -(-self.registers * 32 // REGISTERS_UNIT) * REGISTERS_UNIT * warps
-        limits = [BLOCKS, WARPS // warps, SHARED // (self.shared + SHARED_PER_BLOCK)]
+        limits = [chip.blocks, chip.warps // warps, chip.shared // (self.shared + SHARED_PER_BLOCK)]
         return min(limits + ([REGISTERS // registers] if registers else []))
 
-    def occupancy(self):
-        return self.resident_blocks() * -(-self.threads // 32) / WARPS
+    def occupancy(self, chip):
+        return self.resident_blocks(chip) * -(-self.threads // 32) / chip.warps
 
 
 def cuda_home():
@@ -131,13 +148,13 @@ def resources(report, kernels):
     return list(callees.values())
 
 
-def inspect(home, source, folder):
-    """Compiles one file for sm_90a. Gives its kernels and the rules that it breaks."""
+def inspect(home, source, folder, arch):
+    """Compiles one file. Gives its kernels and the rules that it breaks."""
     base = folder / source.stem
-    target = "-gencode=arch=compute_90a,code="
+    target = f"-gencode=arch=compute_{arch},code="
     common = [tool(home, "nvcc"), "-std=c++17", "-O3", "-I", HERE]
-    run(*common, target + "compute_90a", "--ptx", "-o", f"{base}.ptx", source)
-    report = run(*common, target + "sm_90a", "--cubin", "-Xptxas=-v", "-o", f"{base}.cubin", source)
+    run(*common, target + f"compute_{arch}", "--ptx", "-o", f"{base}.ptx", source)
+    report = run(*common, target + f"sm_{arch}", "--cubin", "-Xptxas=-v", "-o", f"{base}.cubin", source)
     promised = bounds(pathlib.Path(f"{base}.ptx").read_text())
     kernels = {name: Kernel(source.name, name, *bound) for name, bound in promised.items()}
     callees = resources(report, kernels)
@@ -157,8 +174,9 @@ def inspect(home, source, folder):
     for kernel in kernels.values():
         if not kernel.registers:
             faults.append(f"{kernel.name} is not in the compiler's report")
-        if kernel.resident_blocks() < kernel.blocks:
-            faults.append(f"{kernel.name}: a multiprocessor holds {kernel.resident_blocks()} blocks, {kernel.blocks} are promised")
+        resident = kernel.resident_blocks(MULTIPROCESSORS[arch])
+        if resident < kernel.blocks:
+            faults.append(f"{kernel.name}: a multiprocessor holds {resident} blocks, {kernel.blocks} are promised")
     marked = " ".join(re.findall(r"^// tensor cores: (.*)$", source.read_text(), re.MULTILINE)).replace(",", " ").split()
     for pattern in marked:
         if not fnmatch.filter(kernels, pattern):
@@ -172,13 +190,13 @@ def inspect(home, source, folder):
     return sorted(kernels.values(), key=lambda kernel: kernel.name), [f"{source.name}: {fault}" for fault in faults]
 
 
-def inspect_all(home, sources):
+def inspect_all(home, sources, arch):
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda source: inspect(home, source, pathlib.Path(folder)), sources))
+        results = list(pool.map(lambda source: inspect(home, source, pathlib.Path(folder), arch), sources))
     return [kernel for kernels, _ in results for kernel in kernels], [fault for _, faults in results for fault in faults]
 
 
-def show(kernels):
+def show(kernels, chip):
     head = ["file", "kernel", "threads", "blocks", "registers", "shared", "stack", "spills", "tensor cores", "occupancy"]
     rows = [head] + [
         [
@@ -191,7 +209,7 @@ def show(kernels):
             kernel.stack,
             kernel.spills,
             kernel.tensor or "-",
-            f"{100 * kernel.occupancy():.0f} %",
+            f"{100 * kernel.occupancy(chip):.0f} %",
         ]
         for kernel in kernels
     ]
@@ -274,7 +292,7 @@ def prove(home):
         for name, (text, _) in PROOFS.items():
             lines = [line.strip() for line in text.splitlines()]
             pathlib.Path(folder, name).write_text('#include "common.cuh"\n' + "\n".join(lines) + "\n")
-        _, faults = inspect_all(home, [pathlib.Path(folder, name) for name in PROOFS])
+        _, faults = inspect_all(home, [pathlib.Path(folder, name) for name in PROOFS], "90a")
     failed = False
     for name, (_, expected) in PROOFS.items():
         said = [fault for fault in faults if fault.startswith(f"{name}: ")]
@@ -287,6 +305,7 @@ def prove(home):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="FILE.cu", type=pathlib.Path)
+    parser.add_argument("--arch", default="90a", choices=MULTIPROCESSORS, help="the architecture, 90a by default")
     parser.add_argument("--prove", action="store_true", help="show on small kernels that each rule catches")
     arguments = parser.parse_args()
     try:
@@ -296,10 +315,10 @@ def main():
         sources = arguments.files or sorted(HERE.glob("*.cu"))
         if not sources:
             raise Failure("there are no kernels")
-        kernels, faults = inspect_all(home, sources)
+        kernels, faults = inspect_all(home, sources, arguments.arch)
     except Failure as failure:
         sys.exit(f"kernels/check.py: {failure}")
-    show(kernels)
+    show(kernels, MULTIPROCESSORS[arguments.arch])
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)
     sys.exit(bool(faults))

@@ -78,13 +78,14 @@ template <class Core, int PARTS> struct BackwardBlock {
         if (last_step > 1) product.load();
 
         unsigned team_arrivals = 0;
-        Step before = job.steps[launch.first_step - 1], now = job.steps[launch.first_step], next = job.steps[launch.first_step + 1];
+        // Where a step's rows lie is read when it is needed: during the product every register counts.
+        int before = job.steps[launch.first_step - 1].active, active = job.steps[launch.first_step].active;
         move_state(false);
-        fetch(now, next, 0);
+        fetch(launch.first_step, 0);
         for (int number = launch.first_step; number < last_step; ++number) {
-            const Step after = job.steps[number + 2];
-            const int with_product = job.direction.initial_hidden_gradient ? before.active : min(before.active, now.active);
-            const int width = max(now.active, with_product);
+            const int with_product = job.direction.initial_hidden_gradient ? before : min(before, active);
+            const int width = max(active, with_product);
+            int following = 0;
             if (with_product > 0) grid_wait(job.counter, job.place.blocks * number);
             for (int tile = 0; tile < width; tile += launch.tile) {
                 const int multiplied = min(launch.tile, with_product - tile);
@@ -96,23 +97,23 @@ template <class Core, int PARTS> struct BackwardBlock {
                 copy_async_wait<0>();
                 barrier();
                 if (PARTS > 1 && multiplied > 0) meet_team(tile, multiplied, team_arrivals += PARTS);
-                apply(number, tile, before, now, width, multiplied);
+                apply(number, tile, before, active, multiplied);
                 const bool last_tile = tile + launch.tile >= width;
                 if (last_tile) {
                     grid_arrive(job.counter);
                 } else {
                     barrier();
                 }
-                store(tile, now);
+                store(number, tile);
                 if (last_tile) {
-                    fetch(next, after, 0);
+                    following = job.steps[number + 1].active;
+                    fetch(number + 1, 0);
                 } else {
-                    fetch(now, next, tile + launch.tile);
+                    fetch(number, tile + launch.tile);
                 }
             }
-            before = now;
-            now = next;
-            next = after;
+            before = active;
+            active = following;
         }
         barrier();
         move_state(true);
@@ -130,9 +131,10 @@ template <class Core, int PARTS> struct BackwardBlock {
         }
     }
 
-    // What is known of a tile to its slots. `next`: the step that is computed next, the one before in time.
-    DEVICE void fetch(const Step &step, const Step &next, int tile) const {
+    // What is known of a step's tile to its slots.
+    DEVICE void fetch(int number, int tile) const {
         const BackwardDirection &d = job.direction;
+        const Step step = job.steps[number], next = job.steps[number + 1]; // next to be computed, the one before in time
         const int first_unit = job.place.block * UNITS, items = min(launch.tile, step.active - tile) * UNITS;
         const float *cells = d.cells, *gates = d.gates, *initial_cell = d.initial_cell;
         const float *output_gradient = a.output_gradient + job.place.direction * H;
@@ -195,10 +197,11 @@ template <class Core, int PARTS> struct BackwardBlock {
         return sum;
     }
 
-    // The equations of a tile, whose first `multiplied` columns have a product; the gates' gradients go to the group.
-    DEVICE void apply(int number, int tile, const Step &before, const Step &now, int width, int multiplied) const {
-        const int first_unit = job.place.block * UNITS, items = min(launch.tile, width - tile) * UNITS;
-        const int continuing = min(before.active, now.active);
+    // The equations of a tile, whose first `multiplied` columns have a product; the gates' gradients go to the group. `active` sequences
+    // are in this step, of which the first ones were among the `before` of the step that was computed before.
+    DEVICE void apply(int number, int tile, int before, int active, int multiplied) const {
+        const int first_unit = job.place.block * UNITS, items = min(launch.tile, max(active - tile, multiplied)) * UNITS;
+        const int continuing = min(before, active);
         unsigned char *to = job.place.buffer(a.exchange, number + 1, launch, 4 * gate_bytes) + (long long)tile * 4 * gate_bytes;
         const float *team = PARTS > 1 ? team_sums(tile) : nullptr;
 #pragma unroll 1
@@ -207,7 +210,7 @@ template <class Core, int PARTS> struct BackwardBlock {
             if (unit >= H) continue;
             float recurrent = n < multiplied ? recurrent_gradient(team, n, u) : 0.0f;
             const long long state = (long long)(job.place.first_sequence + column) * H + unit;
-            if (column >= now.active) {
+            if (column >= active) {
                 job.direction.initial_hidden_gradient[state] = recurrent; // its first step was the one before
                 continue;
             }
@@ -233,7 +236,8 @@ template <class Core, int PARTS> struct BackwardBlock {
     }
 
     // A tile's gradients to global memory.
-    DEVICE void store(int tile, const Step &now) const {
+    DEVICE void store(int number, int tile) const {
+        const Step now = job.steps[number];
         const int first_unit = job.place.block * UNITS, items = min(launch.tile, now.active - tile) * UNITS;
         float *gates = job.direction.gates + (long long)(now.row + tile) * 4 * H + first_unit;
 #pragma unroll 1

@@ -189,6 +189,14 @@ struct Adam {
     }
 };
 
+struct Average {
+    float weight;
+    DEVICE void operator()(float &average, float value, float &, float &) const {
+        // The first value takes the place of what is there, which may not be finite.
+        average = weight == 1.0f ? value : sum_of(average, product(weight, difference(value, average)));
+    }
+};
+
 template <typename Rule> DEVICE void apply(const Rule &rule, float &p, float g, float &first, float &second) { rule(p, g, first, second); }
 template <typename Rule> DEVICE void apply(const Rule &rule, float4 &p, float4 g, float4 &first, float4 &second) {
     rule(p.x, g.x, first.x, second.x);
@@ -239,7 +247,26 @@ optim_adam(const Parameter *parameters, const Slice *slices, const StepState *st
     update(parameters, slices, Adam{Hyper(*state), take1, keep2, take2, state->step_size, state->correction});
 }
 
+// average += weight (value - average), where the weight is 1 / n for the n-th update since averaging began, when `begun_at` had been made; as
+// torch.optim.ASGD counts, 1 / (n - 1). The average is the parameter's first state. 12 bytes per parameter.
+KERNEL(THREADS, 4)
+optim_average(const Parameter *parameters, const Slice *slices, const StepState *state, unsigned long long begun_at, int original) {
+    if (state->non_finite >= 0) return;
+    const unsigned long long values = state->updates - begun_at - (original ? 1 : 0);
+    const float weight = values <= 1 ? 1.0f : float(1.0 / double(values));
+    const Part part(parameters, slices);
+    const Parameter &parameter = part.parameter;
+    const bool aligned = are_aligned(parameter.values, parameter.first);
+    for_each(Threads::of_block(), part.length, aligned, [&](auto at) {
+        const auto values = at.load(parameter.values);
+        auto average = at.load(parameter.first), unused = at.all(0.0f);
+        apply(Average{weight}, average, values, unused, unused);
+        at.store(parameter.first, average);
+    });
+}
+
 EXPORT(optim_norm);
+EXPORT(optim_average);
 EXPORT(optim_prepare);
 EXPORT(optim_adadelta);
 EXPORT(optim_sgd);

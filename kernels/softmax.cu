@@ -213,8 +213,8 @@ cross_entropy_bf16(__nv_bfloat16 *logits, const int *labels, const float *target
 KERNEL(1024, 1) log_softmax_forward(float *x, float *y, int columns) {
     SHARED_MEMORY(float, scratch);
     Row<float> from(x + (long long)blockIdx.x * columns, columns), to(y + (long long)blockIdx.x * columns, columns);
-    if (from.head != to.head) from.scatter(), to.scatter();
     const Statistics all = row_statistics(from, nullptr, scratch);
+    if (from.head != to.head) from.scatter(), to.scatter();
     const float log_sum = logf(all.sum);
     // Two subtractions: maximum + log_sum would lose the small logarithm beside a large maximum.
     for (int v = threadIdx.x; v < from.vectors; v += blockDim.x) {
@@ -235,7 +235,6 @@ KERNEL(1024, 1) log_softmax_backward(float *y, float *dy, float *dx, int columns
     SHARED_MEMORY(float, scratch);
     const long long start = (long long)blockIdx.x * columns;
     Row<float> from(y + start, columns), upstream(dy + start, columns), to(dx + start, columns);
-    if (from.head != upstream.head || from.head != to.head) from.scatter(), upstream.scatter(), to.scatter();
     float sum = 0.0f;
     for (int v = threadIdx.x; v < upstream.vectors; v += blockDim.x) {
         float values[4];
@@ -244,6 +243,8 @@ KERNEL(1024, 1) log_softmax_backward(float *y, float *dy, float *dx, int columns
     }
     for (int i = threadIdx.x; i < upstream.edges(); i += blockDim.x) sum += upstream.start[upstream.edge(i)];
     sum = block_sum(sum, scratch);
+    // Only now: where the result goes must not change the order of the sum.
+    if (from.head != upstream.head || from.head != to.head) from.scatter(), upstream.scatter(), to.scatter();
     for (int v = threadIdx.x; v < from.vectors; v += blockDim.x) {
         float logs[4], values[4];
         unpack(*from.vector(v), logs);

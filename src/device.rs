@@ -1,9 +1,9 @@
 //! A device: where tensors live, what they take there, and how much work was asked of it.
 //!
-//! Three kinds. `cpu` and `cuda` compute. `plan` computes nothing: its tensors have shapes and no elements, so that the very code
-//! that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
+//! Three kinds. `cpu` and `cuda` compute. `plan` computes nothing, for one of these: its tensors have shapes and no elements, so that the
+//! very code that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
 
-use crate::backend::cuda::context::Context;
+use crate::backend::cuda::context::{Context, Recording};
 use crate::backend::cuda::{self, matmul::Arithmetic};
 use crate::error::{Error, Result, Subject};
 use std::collections::BTreeMap;
@@ -104,7 +104,7 @@ pub enum Backend<'a> {
 #[derive(Debug)]
 struct Inner {
     kind: DeviceKind,
-    /// Of the kind `Cuda` only.
+    /// Of the kind `Cuda`, and of `Plan` for it.
     context: Option<Arc<Context>>,
     ledger: Ledger,
     operations: AtomicU64,
@@ -131,9 +131,30 @@ impl Device {
         Self::cuda(Context::new("emulator", Box::new(cuda::emulated::Emulated::new(order))))
     }
 
-    /// A device that counts and does not compute.
+    /// A device that counts what a CPU would do.
     pub fn plan() -> Self {
         Self::of_kind(DeviceKind::Plan, None)
+    }
+
+    /// A device that counts what this one would do, with its arithmetic.
+    pub fn counting(&self) -> Self {
+        let device = Self::of_kind(DeviceKind::Plan, self.0.context.as_ref().map(Context::counted));
+        device.set_arithmetic(self.arithmetic());
+        device
+    }
+
+    /// Of a GPU: the most bytes that its arena held, and what it has to have for that and for what lasts.
+    pub fn memory_on_gpu(&self) -> Option<(u64, u64)> {
+        let counters = self.0.context.as_ref()?.counters();
+        Some((counters.arena_peak, counters.arena_peak + counters.lasting))
+    }
+
+    /// Bytes that are free on a GPU.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn free_memory(&self) -> Result<Option<u64>> {
+        self.0.context.as_ref().map(|context| context.driver().free_memory()).transpose()
     }
 
     fn of_kind(kind: DeviceKind, context: Option<Arc<Context>>) -> Self {
@@ -166,6 +187,11 @@ impl Device {
 
     pub fn set_arithmetic(&self, arithmetic: Arithmetic) {
         *self.0.arithmetic.lock().unwrap_or_else(PoisonError::into_inner) = arithmetic;
+    }
+
+    /// Begins a training step, on a GPU: what is asked of it runs when the recording is run.
+    pub fn record(&self) -> Option<Recording> {
+        self.0.context.as_ref().map(Context::record)
     }
 
     /// The first error of a GPU, whose errors are sticky; a CPU has none.
@@ -238,7 +264,7 @@ impl fmt::Display for Device {
         f.write_str(match self.backend() {
             Backend::Cpu => "cpu",
             Backend::Cuda(context) => context.name(),
-            Backend::Plan => "plan",
+            Backend::Plan => "plan", // as the context is called that counts
         })
     }
 }

@@ -72,9 +72,20 @@ impl Tensor {
             assert_eq!(shape.iter().product::<usize>(), elements.len(), "elements of a tensor of shape {shape:?}");
             return Self::with_storage(device, shape, Elements::Host(elements), category);
         }
-        let mut tensor = Self::uninitialized(device, shape, category);
-        tensor.write(&elements);
-        tensor
+        let count: usize = shape.iter().product();
+        let elements = match (device.backend(), category) {
+            (Backend::Cuda(context), Category::Activation) if device.computes() => {
+                assert_eq!(count, elements.len(), "elements of a tensor of shape {shape:?}");
+                Elements::Cuda(context.bring(&elements))
+            }
+            (Backend::Cuda(context), Category::Activation) => Elements::Cuda(context.reserve(count * size_of::<f32>())),
+            _ => {
+                let mut tensor = Self::uninitialized(device, shape, category);
+                tensor.write(&elements);
+                return tensor;
+            }
+        };
+        Self::with_storage(device, shape, elements, category)
     }
 
     fn with_storage(device: &Device, shape: &[usize], elements: Elements, category: Category) -> Self {
@@ -148,11 +159,12 @@ impl Tensor {
     /// # Panics
     /// If there are not as many, or another tensor shares the buffer.
     pub fn write(&mut self, elements: &[f32]) {
+        if !self.device().computes() {
+            return;
+        }
         assert_eq!(self.len(), elements.len(), "elements of a tensor of shape {:?}", self.shape);
-        let computes = self.device().computes();
         match self.elements_mut() {
-            Elements::Host(to) if computes => to.copy_from_slice(elements),
-            Elements::Host(_) => {}
+            Elements::Host(to) => to.copy_from_slice(elements),
             Elements::Cuda(buffer) => buffer.context().upload(buffer, elements),
         }
     }

@@ -27,7 +27,7 @@ const COMMANDS: [(&str, &[&str]); 8] = [
     ("transcribe", &["--channel", "--beam", "--json"]),
     ("plan", &["--set", "--json"]),
     ("report", &["--out"]),
-    ("bench", &["--json", "--once", "--seconds"]),
+    ("bench", &["--json", "--once", "--seconds", "--set", "--precision", "--compare", "--counts"]),
     ("doctor", &["--json"]),
     ("demo", &["--out"]),
 ];
@@ -99,13 +99,46 @@ fn doctor_says_which_device_auto_takes_and_why() {
 
 #[test]
 fn bench_names_its_device_and_has_a_median_for_every_row() {
-    let ended = run_to_end(headfirst(["bench", "ctc", "--seconds", "0", "--json"]));
+    let ended = run_to_end(headfirst(["bench", "ctc/B32", "--seconds", "0", "--json"]));
     assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""));
     let bench: Value = serde_json::from_str(&ended.output).expect("one object");
     assert!(bench["device"].as_str().is_some_and(|device| !device.is_empty()), "{bench}");
     let rows = bench["rows"].as_array().expect("rows");
     assert_eq!(rows.iter().map(|row| row["name"].as_str().unwrap_or_default()).collect::<Vec<_>>(), ["ctc/B32-T400"]);
     assert!(rows[0]["median_ms"].as_f64().is_some_and(|median| median > 0.0), "{bench}");
+}
+
+#[test]
+fn bench_lays_an_earlier_result_beside_this_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let earlier = folder.path().join("earlier.json");
+    let old = r#"{"device": "cpu", "rows": [{"name": "add/33x8", "median_ms": 100.0}]}"#;
+    std::fs::write(&earlier, old).unwrap();
+    let arguments = ["bench", "add", "--set", "R=33,H=8", "--seconds", "0", "--device", "cpu", "--compare"];
+    let mut compared = headfirst(arguments);
+    compared.arg(&earlier);
+    let text = run_to_end(compared).output;
+    let line = text.lines().find(|line| line.starts_with("add/33x8")).expect("the row");
+    assert!(line.contains("100 ms") && line.contains("-100.0 %"), "{text}");
+    let mut compared = headfirst(arguments);
+    compared.arg(&earlier).arg("--json");
+    let bench: Value = serde_json::from_str(&run_to_end(compared).output).expect("one object");
+    assert_eq!(bench["changes"][0]["before_ms"], 100.0);
+    assert!(bench["rows"][0]["floor"]["share"].as_f64().is_some_and(|share| share > 0.0), "{bench}");
+    std::fs::write(&earlier, "{}").unwrap();
+    let mut compared = headfirst(arguments);
+    let ended = run_to_end({
+        compared.arg(&earlier);
+        compared
+    });
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.errors.contains("earlier.json") && ended.errors.contains("bench --json"), "{}", ended.errors);
+}
+
+#[test]
+fn bench_takes_no_arithmetic_that_the_device_does_not_have() {
+    let Ended { code, errors, .. } = fail(&["bench", "add", "--device", "cpu", "--precision", "bf16"]);
+    assert!(code == Some(1) && errors.contains("--precision") && errors.contains("f32 alone"), "{errors}");
 }
 
 #[test]

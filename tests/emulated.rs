@@ -1,18 +1,33 @@
-//! The CUDA backend trains as the CPU does: whole trainings through the binary, on the emulator.
+//! The CUDA backend trains as the CPU does: whole trainings through the binary, on the emulator, or on the GPU that HEADFIRST_TEST_DEVICE names.
 
+use crate::program::{self, end, log, run_to_end, wait_until};
 use crate::tiny::{Run, Tiny};
-use headfirst::backend::cuda::emulator::AVAILABLE;
 use headfirst::train::record::EpochRecord;
+use serde_json::Value;
 use std::fs;
+use std::process::Command;
 
 const RECIPE: &[&str] = &["training.max_epochs=3", "cascade={strategy=\"fixed\", compositions=[[1, 2], [1, 1, 1]]}"];
 
-/// Trains on a device; none if there is no emulator.
-fn train(tiny: &Tiny, device: &str, run: &str, changes: &[&str]) -> Option<Run> {
-    if !AVAILABLE {
-        println!("skipped: there is no C++ compiler, so no emulator");
-        return None;
+/// What the CUDA backend runs on, if there is anything.
+fn gpu() -> Option<String> {
+    #[cfg(feature = "emulator")]
+    let emulator = headfirst::backend::cuda::emulator::AVAILABLE.then(|| "emulator".to_string());
+    #[cfg(not(feature = "emulator"))]
+    let emulator = None;
+    let device = std::env::var("HEADFIRST_TEST_DEVICE").ok().or(emulator);
+    if device.is_none() {
+        println!(
+            "skipped: there is neither an emulator (feature `emulator`, a C++ compiler) nor HEADFIRST_TEST_DEVICE"
+        );
     }
+    device
+}
+
+/// Trains on the CPU or the GPU; none if there is no GPU.
+fn train(tiny: &Tiny, device: &str, run: &str, changes: &[&str]) -> Option<Run> {
+    let gpu = gpu()?;
+    let device = if device == "gpu" { &gpu } else { device };
     let mut arguments = vec!["train", "recipe.toml", "--quiet", "--device", device, "--out", run];
     RECIPE.iter().chain(changes).for_each(|change| arguments.extend(["--set", change]));
     let ended = tiny.headfirst(&arguments);
@@ -28,7 +43,7 @@ fn a_cascade_on_the_gpu_has_the_losses_of_the_cpu() {
     {
         let changes = [&format!("optimizer={optimizer}")[..], "model.dropout=0.2"];
         let Some(on_cpu) = train(&tiny, "cpu", "cpu", &changes) else { return };
-        let on_gpu = train(&tiny, "emulator", "gpu", &changes).unwrap();
+        let on_gpu = train(&tiny, "gpu", "gpu", &changes).unwrap();
         assert_eq!(on_gpu.stages(), on_cpu.stages());
         assert_eq!(on_gpu.epochs.len(), on_cpu.epochs.len());
         for (gpu, cpu) in on_gpu.epochs.iter().zip(&on_cpu.epochs) {
@@ -52,9 +67,136 @@ fn a_cascade_on_the_gpu_has_the_losses_of_the_cpu() {
 fn the_same_training_on_the_gpu_has_the_same_bits() {
     let tiny = Tiny::new();
     let weights = |run: &str| -> Option<Vec<Vec<u8>>> {
-        train(&tiny, "emulator", run, &[])?;
+        train(&tiny, "gpu", run, &[])?;
         let stages = ["joint", "1-2", "1-1-1"];
         Some(stages.map(|stage| fs::read(tiny.path(run).join(stage).join("best.safetensors")).unwrap()).to_vec())
     };
     assert!(weights("first") == weights("second"));
+}
+
+/// `headfirst train` of the tiny corpus, not started yet.
+fn training(tiny: &Tiny, device: &str, run: &str, resume: bool) -> Command {
+    let gpu = gpu().unwrap_or_default();
+    let device = if device == "gpu" { &gpu } else { device };
+    let mut arguments = vec!["train", "recipe.toml", "--quiet", "--device", device, "--out", run];
+    RECIPE.iter().chain(&["model.dropout=0.2"]).for_each(|change| arguments.extend(["--set", change]));
+    if resume {
+        arguments.push("--resume");
+    }
+    let mut command = program::headfirst(arguments);
+    command.current_dir(tiny.path(""));
+    command
+}
+
+/// Stops a training with SIGTERM once it has logged `epochs`; false if it ended before.
+fn stop_after(tiny: &Tiny, device: &str, run: &str, epochs: usize) -> bool {
+    let folder = tiny.path(run);
+    let mut child = training(tiny, device, run, folder.exists()).spawn().unwrap();
+    if wait_until(&mut child, || log(&folder).len() >= epochs) {
+        // SAFETY: a plain system call on a process of ours that has not been waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    }
+    let ended = end(child);
+    assert!(matches!(ended.code, Some(0 | 143)), "{}", ended.errors);
+    ended.code == Some(143)
+}
+
+#[test]
+fn a_training_on_the_gpu_that_was_stopped_goes_on_to_the_same_bits() {
+    let tiny = Tiny::new();
+    if train(&tiny, "gpu", "whole", &["model.dropout=0.2"]).is_none() {
+        return;
+    }
+    let stops = [1, 2, 4, 5].map(|epochs| stop_after(&tiny, "gpu", "stopped", epochs));
+    assert!(stops.contains(&true), "nothing was stopped, so nothing was tested");
+    if stops[3] {
+        let ended = run_to_end(training(&tiny, "gpu", "stopped", true));
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    }
+    assert_eq!(log(&tiny.path("stopped")), log(&tiny.path("whole")));
+    for stage in ["joint", "1-2", "1-1-1"] {
+        let weights = |run: &str| fs::read(tiny.path(run).join(stage).join("best.safetensors")).unwrap();
+        assert!(weights("stopped") == weights("whole"), "{stage}");
+    }
+}
+
+#[test]
+fn a_run_may_change_its_device_between_and_inside_stages() {
+    let tiny = Tiny::new();
+    let Some(on_cpu) = train(&tiny, "cpu", "cpu", &["model.dropout=0.2"]) else { return };
+    for (device, epochs) in [("cpu", 2), ("gpu", 4)] {
+        stop_after(&tiny, device, "both", epochs);
+    }
+    let ended = run_to_end(training(&tiny, "cpu", "both", true));
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    let both = tiny.run("both");
+    assert_eq!(both.epochs.len(), on_cpu.epochs.len());
+    for (both, cpu) in both.epochs.iter().zip(&on_cpu.epochs) {
+        let error = (both.train_loss - cpu.train_loss).abs() / cpu.train_loss;
+        assert!(error < 2e-3, "{} epoch {}: {}, not {}", cpu.stage, cpu.epoch, both.train_loss, cpu.train_loss);
+    }
+}
+
+#[test]
+fn rounded_products_train_too_and_differ_from_exact_ones() {
+    let tiny = Tiny::new();
+    let Some(exact) = train(&tiny, "gpu", "f32", &[]) else { return };
+    // Eight bits of mantissa err by 2^-9 at most, eleven by 2^-12; a few updates carry that on.
+    for (precision, bound) in [("bf16", 5e-2), ("tf32", 5e-3)] {
+        let changes = [&format!("training.precision={precision}")[..]];
+        let rounded = train(&tiny, "gpu", precision, &changes).unwrap();
+        for (rounded, exact) in rounded.epochs.iter().zip(&exact.epochs) {
+            let error = (rounded.train_loss - exact.train_loss).abs() / exact.train_loss;
+            assert!(error < bound, "{precision}, {} epoch {}: off by {error}", exact.stage, exact.epoch);
+            assert_ne!(rounded.train_loss, exact.train_loss, "{precision} rounds nothing");
+        }
+    }
+}
+
+#[test]
+fn what_is_planned_for_the_gpu_is_what_training_takes_there() {
+    let tiny = Tiny::new();
+    let Some(run) = train(&tiny, "gpu", "run", &[]) else { return };
+    let gpu = gpu().unwrap_or_default();
+    let mut arguments = vec!["plan", "recipe.toml", "--json", "--device", &gpu];
+    RECIPE.iter().for_each(|change| arguments.extend(["--set", change]));
+    let planned: Value = serde_json::from_str(&tiny.headfirst(&arguments).output).unwrap();
+    let stages = planned["stages"].as_array().unwrap();
+    assert_eq!(stages.len(), run.result.stages.len());
+    for (planned, trained) in stages.iter().zip(&run.result.stages) {
+        let trained = serde_json::to_value(trained.memory).unwrap();
+        for (name, bytes) in planned["memory"].as_object().unwrap() {
+            assert_eq!(*bytes, trained[name], "{name} of {}", planned["stage"]);
+        }
+        // What crosses has regions of 1 MiB.
+        let [peak, needed] = [&planned["memory"]["peak"], &planned["device_memory"]].map(|it| it.as_u64().unwrap());
+        assert!((peak..peak + (4 << 20)).contains(&needed), "{needed} for a peak of {peak}");
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn too_little_memory_is_said_before_training_with_what_would_fit() {
+    let tiny = Tiny::new();
+    if !headfirst::backend::cuda::emulator::AVAILABLE || std::env::var_os("HEADFIRST_TEST_DEVICE").is_some() {
+        println!("skipped: this is about the emulator's memory");
+        return;
+    }
+    let mut arguments = vec!["plan", "recipe.toml", "--json", "--device", "emulator"];
+    RECIPE.iter().for_each(|change| arguments.extend(["--set", change]));
+    let planned: Value = serde_json::from_str(&tiny.headfirst(&arguments).output).unwrap();
+    let needed = planned["stages"][0]["device_memory"].as_u64().unwrap();
+    let ended_with = |bytes: u64| {
+        let mut command = training(&tiny, "gpu", "small", false);
+        command.env("HEADFIRST_EMULATOR_MEMORY", bytes.to_string());
+        let ended = run_to_end(command);
+        assert_eq!(ended.code, Some(1));
+        ended.errors
+    };
+    let errors = ended_with(needed - 1);
+    for part in ["emulator", "joint", "MiB are free", "batch.utterances = 2 would fit", "top group frozen"] {
+        assert!(errors.contains(part), "{part}: {errors}");
+    }
+    let errors = ended_with(needed / 4);
+    assert!(errors.contains("No batch would fit"), "{errors}");
 }

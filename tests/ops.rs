@@ -365,8 +365,13 @@ fn in_f64(values: Vec<Vec<f32>>) -> Vec<Vec<f64>> {
     values.into_iter().map(|values| values.into_iter().map(f64::from).collect()).collect()
 }
 
-/// Every device that there is: the CPU and, with the feature `emulator`, the CUDA backend with its threads in three orders.
+/// Every device that there is: the CPU and, with the feature `emulator`, the CUDA backend with its threads in three orders. With
+/// HEADFIRST_TEST_DEVICE=cuda: the CPU and that GPU.
 fn devices() -> Vec<Device> {
+    if let Ok(name) = std::env::var("HEADFIRST_TEST_DEVICE") {
+        let (device, _) = headfirst::device::open(&name).unwrap_or_else(|error| panic!("{error}"));
+        return vec![Device::cpu(), device];
+    }
     #[cfg(not(feature = "emulator"))]
     return vec![Device::cpu()];
     #[cfg(feature = "emulator")]
@@ -388,6 +393,18 @@ fn every_operation_agrees_with_its_definition() {
         device.check().unwrap_or_else(|error| panic!("{}: {error}", case.name));
         let expected = (case.reference)(&in_f64(inputs(&case)));
         assert_close(&format!("{} on {device}", case.name), &found, &expected, case.depth);
+    }
+}
+
+#[test]
+fn an_operation_has_the_same_bits_whenever_it_runs() {
+    for (device, case) in devices().iter().flat_map(|device| table().into_iter().map(move |case| (device, case))) {
+        let trainable = vec![true; case.shapes.len()];
+        let [first, second] = [(), ()].map(|()| {
+            let (output, gradients) = run(&case, device, &trainable);
+            (bits(&output), gradients.iter().flatten().map(|gradient| bits(gradient)).collect::<Vec<_>>())
+        });
+        assert!(first == second, "{} on {device}", case.name);
     }
 }
 

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The program with these arguments, its output and its errors to be read, and nothing of the tester's terminal.
+/// The program with these arguments, its output and its errors to be read, and nothing of the tester's terminal. HEADFIRST_TEST_BINARY names it
+/// where the tests run on another machine than they were built on.
 pub fn headfirst<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_headfirst"));
+    let binary = std::env::var_os("HEADFIRST_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_headfirst").into());
+    let mut command = Command::new(binary);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for name in ["NO_COLOR", "CLICOLOR_FORCE", "CLICOLOR"] {
         command.env_remove(name);

@@ -10,13 +10,15 @@ mod corpus;
 mod cuda_build;
 /// A stopped, killed or starved run goes on to the bits of one that never stopped, and no run is overwritten.
 mod durability;
-/// The CUDA backend on the emulator trains as the CPU does.
-#[cfg(feature = "emulator")]
+/// The CUDA backend, on the emulator or on a GPU, trains as the CPU does.
 mod emulated;
 /// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.
 mod freezing;
 /// A tiny corpus is learned to zero error, and every strategy trains what it promises.
 mod learning;
+/// The checks of the kernels catch faults.
+#[cfg(feature = "emulator")]
+mod mutations;
 /// Every operation: right against a naive f64 reference, its gradients against central differences, and frozen inputs cost nothing.
 mod ops;
 /// A plan's bytes are those that training then allocates; its operations are counted, not estimated.

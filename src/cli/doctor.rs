@@ -1,14 +1,15 @@
 //! `headfirst doctor`.
 
 use crate::backend::cuda::driver::Driver;
-use crate::backend::cuda::{cublaslt, embedded, gpu};
+use crate::backend::cuda::{cublaslt, embedded, gpu, libraries};
 use crate::cli::Common;
 use crate::cli::output::{print, print_json};
 use crate::device;
-use crate::error::Result;
+use crate::error;
 use crate::table::columns;
 use clap::Args;
 use serde::Serialize;
+use std::fmt;
 
 /// Say which devices there are, and what `auto` chooses and why
 #[derive(Args)]
@@ -43,11 +44,20 @@ struct Cuda {
     problem: Option<String>,
     gpus: Vec<Gpu>,
     cublaslt: String,
+    nccl: String,
 }
 
 #[derive(Serialize)]
 struct Gpu {
     device: String,
+    /// None of what follows, if it cannot be opened, but why.
+    problem: Option<String>,
+    #[serde(flatten)]
+    properties: Option<GpuProperties>,
+}
+
+#[derive(Serialize)]
+struct GpuProperties {
     name: String,
     capability: String,
     multiprocessors: u32,
@@ -62,16 +72,19 @@ struct Auto {
 }
 
 impl Doctor {
-    pub fn run(self, _common: &Common) -> Result<()> {
-        let (auto, reason) = device::open("auto")?;
+    pub fn run(self, _common: &Common) -> error::Result<()> {
+        let auto = match device::open("auto") {
+            Ok((device, reason)) => Auto { device: device.to_string(), reason },
+            Err(error) => Auto { device: "none".into(), reason: error.to_string() },
+        };
         let findings = Findings {
             version: env!("CARGO_PKG_VERSION"),
             cpu: Cpu {
                 threads: rayon::current_num_threads(),
                 instructions: crate::backend::cpu::simd::instruction_set().into(),
             },
-            cuda: cuda()?,
-            auto: Auto { device: auto.to_string(), reason },
+            cuda: cuda(),
+            auto,
         };
         if self.json {
             return print_json(&findings);
@@ -95,44 +108,54 @@ impl Doctor {
             line("NVIDIA driver", driver),
         ];
         for gpu in &cuda.gpus {
-            let free = gpu.free_mib.map_or(String::new(), |free| format!(", {free} MiB free"));
-            let Gpu { name, capability, multiprocessors, memory_mib, .. } = gpu;
-            let text = format!(
-                "{name}, compute capability {capability}, {multiprocessors} multiprocessors, {memory_mib} MiB{free}"
-            );
-            lines.push(line(&gpu.device, text));
+            let text = gpu.properties.as_ref().map(ToString::to_string).or(gpu.problem.clone());
+            lines.push(line(&gpu.device, text.unwrap_or_default()));
         }
         lines.push(line("cuBLASLt", cuda.cublaslt.clone()));
+        lines.push(line("NCCL", cuda.nccl.clone()));
         lines.push(line("--device auto", format!("{}, because {}", findings.auto.device, findings.auto.reason)));
         print(&columns(&lines))
     }
 }
 
-fn cuda() -> Result<Cuda> {
+impl fmt::Display for GpuProperties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let GpuProperties { name, capability, multiprocessors, memory_mib, free_mib } = self;
+        write!(f, "{name}, compute capability {capability}, {multiprocessors} multiprocessors, {memory_mib} MiB")?;
+        free_mib.map_or(Ok(()), |free| write!(f, ", {free} MiB free"))
+    }
+}
+
+fn cuda() -> Cuda {
     let driver = gpu::driver_version();
-    let gpus = (0..gpu::count()).map(|ordinal| {
-        let gpu = gpu::Gpu::open(ordinal)?;
-        let properties = gpu.properties();
-        let (major, minor) = properties.capability;
-        Ok(Gpu {
-            device: format!("cuda:{ordinal}"),
-            name: properties.name.clone(),
-            capability: format!("{major}.{minor}"),
-            multiprocessors: properties.multiprocessors,
-            memory_mib: properties.memory >> 20,
-            free_mib: gpu.free_memory().ok().map(|bytes| bytes >> 20),
-        })
-    });
-    Ok(Cuda {
+    let found = |found: Result<(String, String), String>| match found {
+        Ok((place, version)) => format!("{version} from {place}"),
+        Err(why) => why,
+    };
+    Cuda {
         compiler: embedded::compiler(),
         architectures: embedded::architectures(),
         kernels: embedded::files().iter().map(|file| file.name).collect(),
         driver: driver.as_ref().ok().map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
         problem: driver.err(),
-        gpus: gpus.collect::<Result<_>>()?,
-        cublaslt: match cublaslt::find() {
-            Ok((place, version)) => format!("{version} from {place}"),
-            Err(why) => why,
-        },
-    })
+        gpus: (0..gpu::count()).map(gpu).collect(),
+        cublaslt: found(cublaslt::find()),
+        nccl: found(libraries::find_nccl()),
+    }
+}
+
+fn gpu(ordinal: u32) -> Gpu {
+    let opened = gpu::Gpu::open(ordinal);
+    let properties = opened.as_ref().ok().map(|gpu| {
+        let properties = gpu.properties();
+        let (major, minor) = properties.capability;
+        GpuProperties {
+            name: properties.name.clone(),
+            capability: format!("{major}.{minor}"),
+            multiprocessors: properties.multiprocessors,
+            memory_mib: properties.memory >> 20,
+            free_mib: gpu.free_memory().ok().map(|bytes| bytes >> 20),
+        }
+    });
+    Gpu { device: format!("cuda:{ordinal}"), problem: opened.err().map(|error| error.to_string()), properties }
 }

@@ -10,6 +10,7 @@ use memmap2::Mmap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"HFTEXT1\n";
 const HEADER: usize = 32;
@@ -17,17 +18,17 @@ const HEADER: usize = 32;
 pub const TOKENS: &str = "tokens.txt";
 
 /// A text as one stream of tokens.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TextData {
     path: PathBuf,
     ids: Ids,
     characters: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Ids {
-    Memory(Vec<u32>),
-    Mapped(Mmap),
+    Memory(Arc<[u32]>),
+    Mapped(Arc<Mmap>),
 }
 
 /// Writes an id file, durably.
@@ -69,7 +70,7 @@ impl TextData {
             Self::map(path, vocabulary.len())?
         } else {
             let Encoded { ids, characters } = vocabulary.encode(path, &read_text(path)?)?;
-            TextData { path: path.to_path_buf(), ids: Ids::Memory(ids), characters }
+            TextData { path: path.to_path_buf(), ids: Ids::Memory(ids.into()), characters }
         };
         if data.ids().len() < 2 {
             return Err(Error::file(path, format!("has {} tokens, so nothing in it is predicted", data.ids().len()))
@@ -99,7 +100,7 @@ impl TextData {
             return Err(damaged(problem));
         }
         let ids = if cfg!(target_endian = "little") {
-            Ids::Mapped(map)
+            Ids::Mapped(Arc::new(map))
         } else {
             let bytes = map[HEADER..].chunks_exact(4);
             Ids::Memory(bytes.map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])).collect())

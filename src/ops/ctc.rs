@@ -1,7 +1,7 @@
 //! Connectionist temporal classification (Graves et al., 2006): the negative log-likelihood of the labels under all alignments,
 //! with the log-softmax fused. Symbol 0 is the blank.
 
-use crate::backend::cuda::context::Context;
+use crate::backend::cuda::context::{Context, Fetched};
 use crate::backend::cuda::softmax::Scale;
 use crate::backend::{cpu, cuda};
 use crate::device::{Backend, Category, Device};
@@ -28,8 +28,8 @@ pub struct CtcOutput {
 /// -ln p(labels) of every sequence, natural log; 0 where it is infeasible.
 pub enum Losses {
     Host(Vec<f64>),
-    /// `[N]`, not read yet.
-    Device(Tensor),
+    /// f32, not read yet.
+    Device(Fetched<f32>),
 }
 
 impl Losses {
@@ -37,7 +37,7 @@ impl Losses {
     pub fn read(self) -> Vec<f64> {
         match self {
             Losses::Host(losses) => losses,
-            Losses::Device(losses) => losses.to_vec().into_iter().map(f64::from).collect(),
+            Losses::Device(losses) => losses.read().into_iter().map(f64::from).collect(),
         }
     }
 }
@@ -134,8 +134,7 @@ impl Batch<'_> {
             integers.push(integers[integers.len() - 1] + labels.len() as i32);
         }
         integers.extend(self.labels.iter().flatten().map(|&label| label as i32));
-        let uploaded = context.take(size_of_val(&integers[..]));
-        context.upload(&uploaded, &integers);
+        let uploaded = context.bring(&integers);
         let longest = self.labels.iter().map(Vec::len).max().unwrap_or(0);
         let mut losses = Tensor::uninitialized(device, &[self.labels.len()], Category::Activation);
         let batch = cuda::ctc::Batch {
@@ -150,6 +149,6 @@ impl Batch<'_> {
         let gradient = gradient.map(|gradient| (gradient.pointer_mut(), Scale::ONE));
         cuda::ctc::ctc(context, &batch, losses.pointer_mut(), gradient, workspace.pointer())?;
         cuda::ctc::total(context, losses.pointer(), self.labels.len(), self.scale, loss.pointer_mut());
-        Ok(Losses::Device(losses))
+        Ok(Losses::Device(context.fetch(losses.buffer(), losses.len())))
     }
 }

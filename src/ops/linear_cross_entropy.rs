@@ -68,7 +68,7 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
                 let x = slice(top.x.tensor(), sizes.inputs, part);
                 drop(part_losses(&top, &sizes, &x, &targets, part, &mut losses, None));
             }
-            Ok((losses, None))
+            Ok((losses.fetch(), None))
         }
         Some((scale, buffers)) => {
             let mut dx = top.x.place().map(|_| Parts::new(&device, sizes.rows, sizes.inputs));
@@ -93,7 +93,7 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
                     dx.place(part, &to_x);
                 }
             }
-            Ok((losses, dx.map(|dx| dx.tensor)))
+            Ok((losses.fetch(), dx.map(|dx| dx.tensor)))
         }
     }
 }
@@ -181,20 +181,34 @@ enum Uploaded<'a> {
 impl<'a> Uploaded<'a> {
     fn new(device: &Device, targets: &'a [u32]) -> Self {
         match device.backend() {
-            Backend::Cuda(context) => {
-                let buffer = context.take(size_of_val(targets));
-                context.upload(&buffer, targets);
-                Uploaded::Device(buffer)
-            }
+            Backend::Cuda(context) => Uploaded::Device(context.bring(targets)),
             Backend::Cpu | Backend::Plan => Uploaded::Host(targets),
         }
     }
 }
 
-fn all_losses(device: &Device, rows: usize) -> Losses {
+/// The losses while they are computed.
+enum AllLosses {
+    Host(Vec<f64>),
+    Device(Tensor),
+}
+
+impl AllLosses {
+    fn fetch(self) -> Losses {
+        match self {
+            AllLosses::Host(losses) => Losses::Host(losses),
+            AllLosses::Device(losses) => {
+                let buffer = losses.buffer();
+                Losses::Device(buffer.context().fetch(buffer, losses.len()))
+            }
+        }
+    }
+}
+
+fn all_losses(device: &Device, rows: usize) -> AllLosses {
     match device.backend() {
-        Backend::Cuda(_) => Losses::Device(Tensor::uninitialized(device, &[rows], Category::Activation)),
-        Backend::Cpu | Backend::Plan => Losses::Host(vec![0.0; rows]),
+        Backend::Cuda(_) => AllLosses::Device(Tensor::uninitialized(device, &[rows], Category::Activation)),
+        Backend::Cpu | Backend::Plan => AllLosses::Host(vec![0.0; rows]),
     }
 }
 
@@ -205,7 +219,7 @@ fn part_losses(
     x: &Tensor,
     targets: &Uploaded,
     part: Part,
-    losses: &mut Losses,
+    losses: &mut AllLosses,
     scale: Option<f32>,
 ) -> Tensor {
     let (columns, device) = (sizes.vocabulary, x.device().clone());
@@ -215,7 +229,7 @@ fn part_losses(
     bias_activation(&mut logits, Some(top.bias.tensor()), columns, Activation::Identity);
     let range = part.first..part.first + part.rows;
     match (device.backend(), targets, losses) {
-        (Backend::Cpu, Uploaded::Host(targets), Losses::Host(losses)) => {
+        (Backend::Cpu, Uploaded::Host(targets), AllLosses::Host(losses)) => {
             let labels = Targets::Labels { labels: &targets[range.clone()], smoothing: 0.0, prior: None };
             let batch = CrossEntropy { columns, targets: labels, weights: None };
             match scale {
@@ -223,7 +237,7 @@ fn part_losses(
                 None => batch.losses(logits.data(), &mut losses[range]),
             }
         }
-        (Backend::Cuda(context), Uploaded::Device(targets), Losses::Device(losses)) => {
+        (Backend::Cuda(context), Uploaded::Device(targets), AllLosses::Device(losses)) => {
             let place = (part.first * size_of::<f32>()) as u64;
             let labels = softmax::Targets::Labels { labels: targets.pointer() + place, smoothing: 0.0, prior: None };
             let logits = Logits::F32(logits.pointer_mut());

@@ -13,7 +13,7 @@ use crate::backend::cuda::context::{Buffer, Context};
 use crate::backend::cuda::sequences::Packing;
 use crate::error::{Error, Result};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 #[derive(Clone)]
 pub struct Sequences(Arc<Inner>);
@@ -22,8 +22,8 @@ struct Inner {
     lengths: Vec<usize>,
     /// The first row of every time step, and the number of rows at the end.
     offsets: Vec<usize>,
-    /// Offsets, then lengths, as 32-bit integers in the memory of the GPU that asked for them first.
-    on_device: OnceLock<Buffer>,
+    /// Offsets, then lengths, as 32-bit integers in the memory of a GPU, and the recording of its that they were brought in for.
+    on_device: Mutex<Option<(u64, Buffer)>>,
 }
 
 impl PartialEq for Sequences {
@@ -60,7 +60,7 @@ impl Sequences {
             row += active;
         }
         offsets.push(row);
-        Ok(Sequences(Arc::new(Inner { lengths: lengths.to_vec(), offsets, on_device: OnceLock::new() })))
+        Ok(Sequences(Arc::new(Inner { lengths: lengths.to_vec(), offsets, on_device: Mutex::default() })))
     }
 
     /// Longest first.
@@ -88,14 +88,15 @@ impl Sequences {
         &self.0.offsets
     }
 
-    /// The same for kernels; brought to the device when it is first asked for.
+    /// The same for kernels; brought to the device when a step first asks for it.
     pub(crate) fn on(&self, context: &Arc<Context>) -> Packing {
-        let buffer = self.0.on_device.get_or_init(|| {
+        let recording = context.recording();
+        let mut on_device = self.0.on_device.lock().unwrap_or_else(PoisonError::into_inner);
+        on_device.take_if(|(of, buffer)| *of != recording || !Arc::ptr_eq(buffer.context(), context));
+        let (_, buffer) = on_device.get_or_insert_with(|| {
             // A tensor's dimensions are below 2^31, and rows are one of them.
             let integers: Vec<i32> = self.0.offsets.iter().chain(&self.0.lengths).map(|&x| x as i32).collect();
-            let buffer = context.take(size_of_val(&integers[..]));
-            context.upload(&buffer, &integers);
-            buffer
+            (recording, context.bring(&integers))
         });
         Packing {
             offsets: buffer.pointer(),

@@ -11,12 +11,11 @@ pub struct Average {
 }
 
 impl Average {
-    /// Counts an update, and gives the weight of the new values: average += weight (values - average).
+    /// The weight of the values of the update counted last: average += weight (values - average).
     ///
     /// After n updates the average is that of all n values. PyTorch's weight lags one update: its second is 1 again, so that its average
     /// is over all values but the first.
-    pub fn weigh(&mut self) -> f64 {
-        self.updates += 1;
+    pub fn weight(&self) -> f64 {
         let values = if self.original { self.updates.saturating_sub(1) } else { self.updates };
         1.0 / values.max(1) as f64
     }
@@ -51,7 +50,8 @@ mod tests {
             let mut average = Average { updates: 0, original };
             let mut mean = 100.0;
             for (value, expected) in [2.0, 4.0, 6.0, 12.0].into_iter().zip(expected) {
-                mean += average.weigh() * (value - mean);
+                average.updates += 1;
+                mean += average.weight() * (value - mean);
                 assert!((mean - expected).abs() < 1e-12, "{original}: {mean} for {expected}");
             }
         }

@@ -37,6 +37,7 @@ fn stage(id: &str, title: &str, frozen: &[usize], from: Option<&str>, cer: f64, 
             optimizer_state: 10_723_410 * trained,
             kept_activations: 61_000_000 + 17_000_000 * trained,
             peak: 160_000_000 + 33_000_000 * trained,
+            arena: 0,
             process_peak: 410_000_000,
         },
         movement: layers

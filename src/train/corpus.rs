@@ -24,6 +24,7 @@ pub struct Frontend {
     pub features: Option<FeatureOptions>,
 }
 
+#[derive(Clone)]
 pub struct Corpus {
     pub train: Arc<SpeechData>,
     pub valid: Arc<SpeechData>,

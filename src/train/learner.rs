@@ -1,6 +1,7 @@
 //! A model on a device with its parameters: one training step, one evaluation of a batch. The trainer, the benchmark and the
 //! plan all run this, so what they say is about the same work.
 
+use crate::backend::cuda::context::Recording;
 use crate::data::SpeechBatch;
 use crate::device::{Category, Device};
 use crate::error::Result;
@@ -8,11 +9,12 @@ use crate::models::Network;
 use crate::models::blstm_ctc::BlstmCtc;
 use crate::nn::{Parameters, Scheme};
 use crate::ops;
+use crate::ops::ctc::Losses;
 use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
-use crate::train::updater::{Update, UpdateOptions, Updater};
+use crate::train::updater::{Update, UpdateOptions, Updater, Updating};
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
@@ -38,6 +40,15 @@ pub struct Learner<M = BlstmCtc> {
     model: M,
     pub parameters: Parameters,
     pub updater: Updater,
+}
+
+/// A training step that a device may still be busy with: see [`Learner::settle`].
+pub struct Running {
+    losses: Losses,
+    feasible: Vec<bool>,
+    update: Updating,
+    kept: u64,
+    work: Work,
 }
 
 /// What a training step came to.
@@ -118,8 +129,18 @@ impl Learner {
     /// Forward, backward, clipping, optimiser. The loss is the sum over the utterances divided by their number, as in ESPnet.
     ///
     /// # Errors
-    /// If a batch does not fit the model.
+    /// If a batch does not fit the model, or what the device says.
     pub fn train(&mut self, batch: &Batch, masks: &MaskKey) -> Result<Step> {
+        let running = self.start(batch, masks)?;
+        self.settle(running)
+    }
+
+    /// The same, without waiting for a GPU: the next step can be started before this one is settled.
+    ///
+    /// # Errors
+    /// As [`Learner::train`], as far as it is known.
+    pub fn start(&mut self, batch: &Batch, masks: &MaskKey) -> Result<Running> {
+        let recording = self.device.record();
         let before = self.device.operations();
         let mut tape = Tape::new(&self.device);
         let features = self.upload(batch);
@@ -135,9 +156,21 @@ impl Learner {
         tape.backward(&output.loss, 1.0, &mut self.parameters.gradients)?;
         let work = Work { forward: between - before, backward: self.device.operations() - between };
         let update = self.updater.update(&self.device, &mut self.parameters);
-        let losses = output.losses.read();
+        recording.into_iter().for_each(Recording::run);
         self.device.check()?;
-        Ok(Step { losses, feasible: output.feasible, update, kept, work })
+        Ok(Running { losses: output.losses, feasible: output.feasible, update, kept, work })
+    }
+
+    /// What a step came to; waits for it. Steps are settled in the order in which they were started.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn settle(&mut self, running: Running) -> Result<Step> {
+        let Running { losses, feasible, update, kept, work } = running;
+        let (losses, update) = (losses.read(), update.read());
+        self.device.check()?;
+        self.updater.settle(&update);
+        Ok(Step { losses, feasible, update, kept, work })
     }
 
     /// Logits and losses, without dropout and keeping nothing.
@@ -166,10 +199,6 @@ impl Learner {
 
     fn upload(&self, batch: &Batch) -> Var {
         let shape = [batch.sequences.rows(), self.model.sizes().inputs];
-        Var::constant(if self.device.computes() {
-            Tensor::from_vec(&self.device, &shape, batch.features.clone(), Category::Activation)
-        } else {
-            Tensor::uninitialized(&self.device, &shape, Category::Activation)
-        })
+        Var::constant(Tensor::from_vec(&self.device, &shape, batch.features.clone(), Category::Activation))
     }
 }

@@ -8,6 +8,7 @@ pub mod import;
 pub mod learner;
 pub mod loaded;
 pub mod loaded_text;
+pub mod memory;
 pub mod number;
 pub mod plan;
 pub mod position;

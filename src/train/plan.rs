@@ -1,7 +1,7 @@
 //! What a recipe will take, before anything is allocated: the memory and the work of every stage.
 //!
-//! Nothing is estimated. The stages run the very steps that train them, over all their batches, on the device `plan`, whose tensors
-//! have shapes and no elements: its ledger then has the bytes that training will have, and its counter the operations. Of the
+//! Nothing is estimated. The stages run the very steps that train them, over all their batches, on a device that counts what the chosen one
+//! would do, and whose tensors have shapes and no elements: its ledger then has the bytes that training will have, and its counter the operations. Of the
 //! data only the sizes are read, but for folders with audio and no features, whose frames are known once they are computed.
 
 use crate::device::{Category, Device};
@@ -66,6 +66,8 @@ pub struct Needs {
     pub epoch: Work,
     /// Of an epoch: the validation set.
     pub validation_operations: u64,
+    /// Bytes that have to be free: on a GPU more than the peak, for what crosses and for what the optimiser knows of its tensors.
+    pub device_memory: u64,
     /// The batch with the largest peak; with it training finds out soonest if the memory is enough.
     pub largest_batch: BatchForecast,
 }
@@ -80,6 +82,8 @@ pub struct Memory {
     pub kept_activations: u64,
     /// The largest sum of everything at one instant of training or evaluation.
     pub peak: u64,
+    /// The most bytes that the arena of a GPU held, which has the tensors that live within a step; 0 on a CPU.
+    pub arena: u64,
 }
 
 /// A training step on one batch.
@@ -112,12 +116,12 @@ pub fn forecast(recipe: &Recipe, device: &Device, mode: Mode) -> Result<RunForec
         without_statistics.data.cmvn = Cmvn::None;
     }
     match prepare(&without_statistics, device, None, mode)?.task {
-        AnyTask::Speech(task) => forecast_task(recipe, &task),
-        AnyTask::Text(task) => forecast_task(recipe, &task),
+        AnyTask::Speech(task) => forecast_task(recipe, &task, device),
+        AnyTask::Text(task) => forecast_task(recipe, &task, device),
     }
 }
 
-fn forecast_task<T: Task>(recipe: &Recipe, task: &T) -> Result<RunForecast> {
+fn forecast_task<T: Task>(recipe: &Recipe, task: &T, device: &Device) -> Result<RunForecast> {
     let structure = task.model().structure();
     let group = |group: &crate::models::Group| GroupRecord {
         name: group.name.clone(),
@@ -130,7 +134,9 @@ fn forecast_task<T: Task>(recipe: &Recipe, task: &T) -> Result<RunForecast> {
         for stage in plan.outline() {
             let needs = match known.get(&stage.frozen) {
                 Some(needs) => needs.clone(),
-                None => known.entry(stage.frozen.clone()).or_insert(needs(recipe, task, &stage.frozen)?).clone(),
+                None => {
+                    known.entry(stage.frozen.clone()).or_insert(needs(recipe, task, &stage.frozen, device)?).clone()
+                }
             };
             stages.push(StageForecast {
                 stage: stage.id.to_string(),
@@ -163,12 +169,12 @@ impl Needs {
     }
 }
 
-/// Runs an epoch of a stage with these groups frozen, validation and test on the device `plan`.
+/// Runs an epoch of a stage with these groups frozen, validation and test on a device that counts what `device` would do.
 ///
 /// # Errors
 /// If the data does not fit the model.
-pub fn needs<T: Task>(recipe: &Recipe, task: &T, frozen_groups: &[usize]) -> Result<Needs> {
-    let device = Device::plan();
+pub fn needs<T: Task>(recipe: &Recipe, task: &T, frozen_groups: &[usize], device: &Device) -> Result<Needs> {
+    let device = device.counting();
     let ledger = device.ledger();
     // Which values the parameters begin with does not matter here: none is made.
     let parameters = Parameters::initialize(&device, &task.model().structure().specs, Scheme::Espnet, 0);
@@ -195,7 +201,8 @@ pub fn needs<T: Task>(recipe: &Recipe, task: &T, frozen_groups: &[usize]) -> Res
     for (number, piece) in task.planned()?.iter().enumerate() {
         let batch = task.outline(piece)?;
         ledger.reset_peaks();
-        let step = task.train(&mut learner, batch, &mut carried, &masks)?;
+        let running = task.start(&mut learner, batch, &mut carried, &masks)?;
+        let step = task.settle(&mut learner, running)?;
         needs.epoch += step.work;
         needs.memory.kept_activations = needs.memory.kept_activations.max(step.kept);
         let peak = ledger.peak_total();
@@ -218,5 +225,6 @@ pub fn needs<T: Task>(recipe: &Recipe, task: &T, frozen_groups: &[usize]) -> Res
             needs.validation_operations = device.operations() - before;
         }
     }
+    (needs.memory.arena, needs.device_memory) = device.memory_on_gpu().unwrap_or((0, needs.memory.peak));
     Ok(needs)
 }

@@ -1,6 +1,7 @@
 //! Before a run: what its recipe names is opened, and checked to fit together.
 
 use crate::backend::cpu::ctc;
+use crate::backend::cuda::matmul::Arithmetic;
 use crate::data::Vocabulary;
 use crate::data::speech::{SpeechData, SpeechUtterance};
 use crate::data::tokens::TokenList;
@@ -39,7 +40,7 @@ pub enum AnyTask {
 /// # Errors
 /// Whatever makes a training with this recipe impossible.
 pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mode: Mode) -> Result<Prepared> {
-    check_precision(recipe, device)?;
+    choose_arithmetic(recipe, device)?;
     let classifiers = classifiers(recipe)?;
     if recipe.data.kind == DataKind::Text {
         let task = prepare_text(recipe, resumed, &classifiers)?;
@@ -151,8 +152,14 @@ pub fn recipe_of(folder: &RunFolder) -> Result<Recipe> {
     Recipe::load(path, &[])
 }
 
-fn check_precision(recipe: &Recipe, device: &Device) -> Result<()> {
-    if recipe.training.precision == Precision::F32 || device.kind() == DeviceKind::Cuda {
+fn choose_arithmetic(recipe: &Recipe, device: &Device) -> Result<()> {
+    let arithmetic = match recipe.training.precision {
+        Precision::F32 => Arithmetic::F32,
+        Precision::Tf32 => Arithmetic::Tf32,
+        Precision::Bf16 => Arithmetic::Bf16,
+    };
+    if arithmetic == Arithmetic::F32 || device.kind() == DeviceKind::Cuda {
+        device.set_arithmetic(arithmetic);
         return Ok(());
     }
     let problem = format!("only \"f32\" is computed on {device}");

@@ -52,6 +52,9 @@ pub struct MemoryRecord {
     pub kept_activations: u64,
     /// The largest sum of everything on the device at one instant.
     pub peak: u64,
+    /// The most bytes that the arena of a GPU held, which has the tensors that live within a step; 0 on a CPU.
+    #[serde(default)]
+    pub arena: u64,
     /// The process's peak resident memory so far.
     pub process_peak: u64,
 }

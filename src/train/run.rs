@@ -8,6 +8,7 @@ use crate::models::Network;
 use crate::recipe::{self, Recipe};
 use crate::report::{self, RunData};
 use crate::train::checkpoint;
+use crate::train::memory;
 use crate::train::prepare::{AnyTask, Prepared, prepare};
 use crate::train::progress::Progress;
 use crate::train::record::{GroupRecord, RunResult, StageResult};
@@ -54,10 +55,13 @@ struct Place<'a> {
 
 fn train_task<T: Task>(task: &T, place: &Place<'_>, classifiers: Vec<WeightsReference>) -> Result<RunResult> {
     let Place { recipe, folder, device, progress, stop, is_new } = *place;
+    let mut run = Run::open(recipe, folder, device, task, classifiers)?;
+    if let Some((_, stage)) = run.next_stage() {
+        memory::check(recipe, task, device, &stage)?;
+    }
     if is_new {
         write_start(recipe, folder, task.kept()?)?;
     }
-    let mut run = Run::open(recipe, folder, device, task, classifiers)?;
     run.save()?;
     let session = Session { device, recipe, task, folder, progress, stop };
     while let Some(stage) = run.next_stage() {

@@ -12,7 +12,7 @@ use crate::random::MaskKey;
 use crate::tensor::Tensor;
 use crate::train::corpus::{Corpus, Frontend};
 use crate::train::evaluate::{Decoder, Evaluated, evaluate};
-use crate::train::learner::{Batch, Learner, Work};
+use crate::train::learner::{Batch, Learner, Running, Work};
 use crate::train::plan::BatchForecast;
 use crate::train::progress::Unit;
 use crate::train::updater::Update;
@@ -36,6 +36,8 @@ pub trait Task {
     type Batch;
     /// What a batch hands to the next one of its epoch.
     type Carried;
+    /// A step that a GPU may still be busy with.
+    type Running;
 
     fn model(&self) -> &Self::Model;
     /// For example `blstm-ctc, 52 symbols`.
@@ -65,15 +67,22 @@ pub trait Task {
     /// Its tensors with their names in a saved state.
     fn named_carried<'a>(&self, carried: &'a Self::Carried) -> Vec<(String, &'a Tensor)>;
     fn named_carried_mut<'a>(&self, carried: &'a mut Self::Carried) -> Vec<(String, &'a mut Tensor)>;
+    /// Starts a step, without waiting for a GPU.
+    ///
     /// # Errors
     /// If the batch does not fit the model.
-    fn train(
+    fn start(
         &self,
         learner: &mut Learner<Self::Model>,
         batch: Self::Batch,
         carried: &mut Self::Carried,
         masks: &MaskKey,
-    ) -> Result<Outcome>;
+    ) -> Result<Self::Running>;
+    /// Waits for a step. Steps are settled in the order in which they were started.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn settle(&self, learner: &mut Learner<Self::Model>, running: Self::Running) -> Result<Outcome>;
     /// None if there is no such set.
     ///
     /// # Errors
@@ -99,6 +108,11 @@ pub trait Task {
     fn evaluate_outline(&self, learner: &Learner<Self::Model>, set: Set) -> Result<bool>;
     /// Utterances of the training set; none for text.
     fn utterances(&self) -> Option<usize>;
+
+    /// The recipe's key that limits a batch, and what it is.
+    fn batch_size(&self) -> (&'static str, usize);
+    /// The same with another limit.
+    fn with_batch_size(&self, size: usize) -> Self;
 }
 
 /// What a run keeps so that its model can be used: texts and bytes of files.
@@ -129,6 +143,7 @@ pub struct Outcome {
 }
 
 /// Speech and a recogniser.
+#[derive(Clone)]
 pub struct SpeechTask {
     pub corpus: Corpus,
     pub model: BlstmCtc,
@@ -138,6 +153,12 @@ pub struct SpeechTask {
 pub struct SpeechPiece {
     ids: Vec<String>,
     batch: Batch,
+}
+
+pub struct RunningUtterances {
+    running: Running,
+    ids: Vec<String>,
+    frames: usize,
 }
 
 impl From<SpeechBatch> for SpeechPiece {
@@ -171,6 +192,7 @@ impl Task for SpeechTask {
     type Piece = Vec<usize>;
     type Batch = SpeechPiece;
     type Carried = ();
+    type Running = RunningUtterances;
 
     fn model(&self) -> &BlstmCtc {
         &self.model
@@ -220,9 +242,20 @@ impl Task for SpeechTask {
         Vec::new()
     }
 
-    fn train(&self, learner: &mut Learner, piece: SpeechPiece, (): &mut (), masks: &MaskKey) -> Result<Outcome> {
+    fn start(
+        &self,
+        learner: &mut Learner,
+        piece: SpeechPiece,
+        (): &mut (),
+        masks: &MaskKey,
+    ) -> Result<RunningUtterances> {
         let SpeechPiece { ids, batch } = piece;
-        let step = learner.train(&batch, masks)?;
+        Ok(RunningUtterances { running: learner.start(&batch, masks)?, ids, frames: batch.sequences.rows() })
+    }
+
+    fn settle(&self, learner: &mut Learner, running: RunningUtterances) -> Result<Outcome> {
+        let RunningUtterances { running, ids, frames } = running;
+        let step = learner.settle(running)?;
         let infeasible = ids.iter().zip(&step.feasible).filter(|(_, feasible)| !**feasible);
         let infeasible: Vec<String> = infeasible.map(|(id, _)| id.clone()).collect();
         Ok(Outcome {
@@ -231,7 +264,7 @@ impl Task for SpeechTask {
             items: ids.len(),
             names: ids,
             infeasible,
-            frames: batch.sequences.rows(),
+            frames,
             update: step.update,
             kept: step.kept,
             work: step.work,
@@ -276,6 +309,16 @@ impl Task for SpeechTask {
 
     fn utterances(&self) -> Option<usize> {
         Some(self.corpus.train.utterances().len())
+    }
+
+    fn batch_size(&self) -> (&'static str, usize) {
+        ("batch.utterances", self.corpus.limits.utterances)
+    }
+
+    fn with_batch_size(&self, size: usize) -> Self {
+        let mut smaller = self.clone();
+        smaller.corpus.limits.utterances = size;
+        smaller
     }
 }
 

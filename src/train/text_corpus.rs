@@ -17,12 +17,13 @@ use crate::train::plan::BatchForecast;
 use crate::train::progress::Unit;
 use crate::train::record::Scores;
 use crate::train::task::{Batches, Kept, Outcome, Set, Task, token_unit};
-use crate::train::text_learner::{Carried, Objective};
+use crate::train::text_learner::{Carried, Objective, TextRunning};
 use std::path::Path;
 
 /// Rows that are evaluated at a time.
 const ROWS: usize = 1024;
 
+#[derive(Clone)]
 pub struct TextCorpus {
     pub train: TextData,
     /// None: the training text.
@@ -32,6 +33,7 @@ pub struct TextCorpus {
 }
 
 /// Texts and the language model that is trained on them.
+#[derive(Clone)]
 pub struct TextTask {
     pub corpus: TextCorpus,
     pub model: LstmLm,
@@ -53,6 +55,13 @@ pub struct NamedBatch {
     name: String,
     batch: TextBatch,
     rate_factor: f64,
+}
+
+/// A step on one.
+pub struct RunningWindow {
+    running: TextRunning,
+    name: String,
+    sequences: usize,
 }
 
 /// What a text was found to be worth.
@@ -221,6 +230,7 @@ impl Task for TextTask {
     type Piece = TextPiece;
     type Batch = NamedBatch;
     type Carried = Option<Carried>;
+    type Running = RunningWindow;
 
     fn model(&self) -> &LstmLm {
         &self.model
@@ -282,22 +292,28 @@ impl Task for TextTask {
         carried.as_mut().map(Carried::named_mut).unwrap_or_default()
     }
 
-    fn train(
+    fn start(
         &self,
         learner: &mut Learner<LstmLm>,
         batch: NamedBatch,
         carried: &mut Option<Carried>,
         masks: &MaskKey,
-    ) -> Result<Outcome> {
+    ) -> Result<RunningWindow> {
         let NamedBatch { name, batch, rate_factor } = batch;
         learner.updater.set_rate_factor(rate_factor);
-        let step = learner.train_text(&batch, carried.as_mut(), &self.objective, masks)?;
+        let running = learner.start_text(&batch, carried.as_mut(), &self.objective, masks)?;
+        Ok(RunningWindow { running, name, sequences: batch.sequences.count() })
+    }
+
+    fn settle(&self, learner: &mut Learner<LstmLm>, running: RunningWindow) -> Result<Outcome> {
+        let RunningWindow { running, name, sequences } = running;
+        let step = learner.settle_text(running)?;
         Ok(Outcome {
             loss: step.loss,
             counted: step.tokens,
             names: vec![name],
             infeasible: Vec::new(),
-            items: batch.sequences.count(),
+            items: sequences,
             frames: step.tokens,
             update: step.update,
             kept: step.kept,
@@ -344,5 +360,15 @@ impl Task for TextTask {
 
     fn utterances(&self) -> Option<usize> {
         None
+    }
+
+    fn batch_size(&self) -> (&'static str, usize) {
+        ("batch.sequences", self.batching.sequences)
+    }
+
+    fn with_batch_size(&self, size: usize) -> Self {
+        let mut smaller = self.clone();
+        smaller.batching.sequences = size;
+        smaller
     }
 }

@@ -1,12 +1,13 @@
 //! The steps of a language model: training on a batch of a text, the losses of one, the logits of what comes next.
 
+use crate::backend::cuda::context::Recording;
 use crate::data::streams::TextBatch;
 use crate::device::{Category, Device};
 use crate::error::Result;
 use crate::models::lstm_lm::{Forward, LstmLm};
 use crate::ops;
 use crate::ops::linear::Activation;
-use crate::ops::linear_cross_entropy::{Top, losses, losses_and_gradients};
+use crate::ops::linear_cross_entropy::{Losses, Top, losses, losses_and_gradients};
 use crate::ops::lstm::State;
 use crate::ops::sequences::Sequences;
 use crate::primitives::add_to;
@@ -14,7 +15,7 @@ use crate::random::MaskKey;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 use crate::train::learner::{Learner, Work};
-use crate::train::updater::Update;
+use crate::train::updater::{Update, Updating};
 
 /// The state of every LSTM between two batches of the same streams.
 pub struct Carried {
@@ -69,6 +70,15 @@ pub struct Objective {
     pub per_sequence: bool,
 }
 
+/// A training step that a device may still be busy with.
+pub struct TextRunning {
+    losses: Losses,
+    tokens: usize,
+    update: Updating,
+    kept: u64,
+    work: Work,
+}
+
 /// What a training step came to.
 pub struct TextStep {
     /// The sum of -ln p over all tokens, natural log, without regularisation.
@@ -94,7 +104,23 @@ impl Learner<LstmLm> {
         objective: &Objective,
         masks: &MaskKey,
     ) -> Result<TextStep> {
+        let running = self.start_text(batch, carried, objective, masks)?;
+        self.settle_text(running)
+    }
+
+    /// The same, without waiting for a GPU: the next step can be started before this one is settled.
+    ///
+    /// # Errors
+    /// As [`Learner::train_text`], as far as it is known.
+    pub fn start_text(
+        &mut self,
+        batch: &TextBatch,
+        carried: Option<&mut Carried>,
+        objective: &Objective,
+        masks: &MaskKey,
+    ) -> Result<TextRunning> {
         let device = self.device().clone();
+        let recording = device.record();
         let before = device.operations();
         let mut tape = Tape::new(&device);
         let initial = carried.as_ref().map(|carried| &carried.states[..]);
@@ -129,9 +155,21 @@ impl Learner<LstmLm> {
         drop((top, penalties, states));
         let work = Work { forward: between - before, backward: device.operations() - between };
         let update = self.updater.update(&device, &mut self.parameters);
-        let loss = losses.read().iter().sum();
+        recording.into_iter().for_each(Recording::run);
         device.check()?;
-        Ok(TextStep { loss, tokens: batch.targets.len(), update, kept, work })
+        Ok(TextRunning { losses, tokens: batch.targets.len(), update, kept, work })
+    }
+
+    /// What a step came to; waits for it. Steps are settled in the order in which they were started.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn settle_text(&mut self, running: TextRunning) -> Result<TextStep> {
+        let TextRunning { losses, tokens, update, kept, work } = running;
+        let (loss, update) = (losses.read().iter().sum(), update.read());
+        self.device().check()?;
+        self.updater.settle(&update);
+        Ok(TextStep { loss, tokens, update, kept, work })
     }
 
     /// -ln p of every token, natural log, without dropout and keeping nothing but the state.

@@ -1,11 +1,10 @@
 //! Turns gradients into an update: global norm, clipping, the optimiser and its state, which exists for trainable parameters only.
 
-use crate::backend::cuda::context::{Buffer, Context};
+use crate::backend::cuda::context::{Buffer, Context, Fetched};
 use crate::backend::cuda::optim::{self, Hyperparameters, Plan, StepState, Trainable};
 use crate::device::{Backend, Category, Device};
 use crate::nn::Parameters;
 use crate::optim::{Average, EpsilonDecay, Hyper, Method, clip_coefficient, gradient_norm};
-use crate::primitives::{add_to, scale};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -33,19 +32,29 @@ pub struct Updater {
     pub learning_rate: f64,
     /// The factor on the next update's learning rate, and that of the update before.
     rate_factor: (f64, f64),
-    /// NT-ASGD's average of every trainable parameter, once it has begun.
-    averages: Option<(Average, Vec<(usize, Tensor)>)>,
+    /// NT-ASGD's, once it has begun.
+    averaging: Option<Averaging>,
     on_device: Option<OnDevice>,
+}
+
+/// The averages of all trainable parameters.
+struct Averaging {
+    average: Average,
+    /// The updates made before.
+    begun_at: u64,
+    /// Each with its parameter's index.
+    averages: Vec<(usize, Tensor)>,
+    /// Of a GPU, made for its first update.
+    plan: Option<Plan>,
 }
 
 /// What a GPU needs for its updates, made for the first of them.
 struct OnDevice {
     plan: Plan,
     /// The parameters that had a gradient then, in the plan's order.
-    moved: Vec<usize>,
+    moved: Arc<[usize]>,
     /// A [`StepState`].
     state: Buffer,
-    hyperparameters: Hyperparameters,
 }
 
 /// What one update came to.
@@ -55,6 +64,34 @@ pub struct Update {
     pub gradient_norm: f64,
     /// The parameter with the first gradient that is not finite: nothing was updated.
     pub non_finite: Option<usize>,
+    /// Updates made since the stage began, this one included.
+    pub updates: u64,
+}
+
+/// An update that may be under way.
+#[derive(Debug)]
+pub enum Updating {
+    Done(Update),
+    OnDevice {
+        state: Fetched<StepState>,
+        /// Parameters by their place in the plan.
+        moved: Arc<[usize]>,
+    },
+}
+
+impl Updating {
+    /// Waits for the work of a GPU.
+    pub fn read(self) -> Update {
+        match self {
+            Updating::Done(update) => update,
+            Updating::OnDevice { state, moved } => {
+                let state = state.read()[0];
+                let place = usize::try_from(state.non_finite).ok();
+                let non_finite = place.and_then(|place| moved.get(place).copied());
+                Update { gradient_norm: state.norm, non_finite, updates: state.updates }
+            }
+        }
+    }
 }
 
 impl Updater {
@@ -69,7 +106,7 @@ impl Updater {
             updates: 0,
             learning_rate: options.learning_rate,
             rate_factor: (1.0, 1.0),
-            averages: None,
+            averaging: None,
             on_device: None,
         }
     }
@@ -94,73 +131,56 @@ impl Updater {
 
     fn rate_of_this_update(&self) -> f64 {
         // torch.optim.ASGD computes the rate of an update at the end of the one before; its first takes the rate of the moment.
-        let lags = self.averages.as_ref().is_some_and(|(average, _)| average.original && average.updates > 0);
+        let lags = self.averaging.as_ref().is_some_and(|it| it.average.original && it.average.updates > 0);
         self.learning_rate * if lags { self.rate_factor.1 } else { self.rate_factor.0 }
     }
 
     /// Whether [`Updater::swap_averages`] has something to swap.
     pub fn average(&self) -> Option<Average> {
-        self.averages.as_ref().map(|(average, _)| *average)
+        self.averaging.as_ref().map(|averaging| averaging.average)
     }
 
     /// The averages, each with its parameter's index; none before the first update that is averaged.
     pub fn averages(&self) -> Option<impl Iterator<Item = (usize, &Tensor)>> {
-        let (_, averages) = self.averages.as_ref().filter(|(average, _)| average.updates > 0)?;
-        Some(averages.iter().map(|(index, average)| (*index, average)))
+        let averaging = self.averaging.as_ref().filter(|averaging| averaging.average.updates > 0)?;
+        Some(averaging.averages.iter().map(|(index, average)| (*index, average)))
     }
 
     /// From the next update on, the trainable parameters are averaged. A frozen one has no average: it is its own.
     pub fn begin_average(&mut self, device: &Device, parameters: &Parameters, average: Average) {
         let room = |index: usize| Tensor::zeros(device, &parameters.specs()[index].shape, Category::OptimizerState);
-        self.averages = Some((average, parameters.trainable().map(|index| (index, room(index))).collect()));
+        let averages = parameters.trainable().map(|index| (index, room(index))).collect();
+        let begun_at = self.updates.saturating_sub(average.updates);
+        self.averaging = Some(Averaging { average, begun_at, averages, plan: None });
     }
 
     /// Swaps every averaged parameter with its average: before an evaluation, and after it.
     pub fn swap_averages(&mut self, parameters: &mut Parameters) {
-        let Some((average, averages)) = &mut self.averages else { return };
+        let Some(Averaging { average, averages, .. }) = &mut self.averaging else { return };
         // Before the first update there is no average.
         if average.updates > 0 {
             averages.iter_mut().for_each(|(index, average)| std::mem::swap(parameters.value_mut(*index), average));
         }
     }
 
-    /// Takes the values after an update into the averages.
-    fn take_average(&mut self, device: &Device, parameters: &Parameters) {
-        let Some((average, averages)) = &mut self.averages else { return };
-        let weight = average.weigh() as f32;
-        for (index, average) in averages {
-            let value = parameters.value(*index);
-            if weight == 1.0 {
-                add_to(average, value, false);
-                continue;
-            }
-            if let Backend::Cpu = device.backend() {
-                crate::optim::average_into(average.data_mut(), value.data(), weight);
-                continue;
-            }
-            // average (1 - weight) + value weight; the workspaces are those of one parameter.
-            let mut part = Tensor::uninitialized(device, value.shape(), Category::Workspace);
-            scale(value, weight, &mut part);
-            let mut kept = Tensor::uninitialized(device, value.shape(), Category::Workspace);
-            scale(average, 1.0 - weight, &mut kept);
-            add_to(&mut part, &kept, true);
-            add_to(average, &part, false);
+    /// Moves every trainable parameter that has a gradient, unless a gradient is not finite. On a GPU, whoever reads what it came to
+    /// tells [`Updater::updates`].
+    pub fn update(&mut self, device: &Device, parameters: &mut Parameters) -> Updating {
+        let written: Vec<usize> =
+            parameters.trainable().filter(|&index| parameters.gradients.get(index).is_some()).collect();
+        match device.backend() {
+            Backend::Cpu => Updating::Done(self.update_on_host(parameters, &written)),
+            Backend::Cuda(context) => self.update_on_device(context, parameters, &written),
+            Backend::Plan => Updating::Done(Update { gradient_norm: 0.0, non_finite: None, updates: self.updates }),
         }
     }
 
-    /// Moves every trainable parameter that has a gradient, unless a gradient is not finite.
-    pub fn update(&mut self, device: &Device, parameters: &mut Parameters) -> Update {
-        let written: Vec<usize> =
-            parameters.trainable().filter(|&index| parameters.gradients.get(index).is_some()).collect();
-        let update = match device.backend() {
-            Backend::Cpu => self.update_on_host(parameters, &written),
-            Backend::Cuda(context) => self.update_on_device(context, parameters, written),
-            Backend::Plan => Update { gradient_norm: 0.0, non_finite: None },
-        };
-        if update.non_finite.is_none() {
-            self.take_average(device, parameters);
+    /// What an update came to that may have been made while the next was started.
+    pub fn settle(&mut self, update: &Update) {
+        self.updates = self.updates.max(update.updates);
+        if let Some(averaging) = &mut self.averaging {
+            averaging.average.updates = self.updates.saturating_sub(averaging.begun_at);
         }
-        update
     }
 
     fn update_on_host(&mut self, parameters: &mut Parameters, written: &[usize]) -> Update {
@@ -168,7 +188,8 @@ impl Updater {
             written.iter().filter_map(|&index| parameters.gradients.get(index)).map(Tensor::data).collect();
         let norm = gradient_norm(&gradients);
         if let Some(first) = norm.first_non_finite {
-            return Update { gradient_norm: norm.norm, non_finite: Some(written[first]) };
+            let non_finite = Some(written[first]);
+            return Update { gradient_norm: norm.norm, non_finite, updates: self.updates };
         }
         self.updates += 1;
         let hyper = Hyper {
@@ -184,33 +205,42 @@ impl Updater {
                 self.options.method.step(&hyper, value.data_mut(), gradient.data(), &mut buffers);
             }
         }
-        Update { gradient_norm: norm.norm, non_finite: None }
+        if let Some(Averaging { average, begun_at, averages, .. }) = &mut self.averaging {
+            average.updates = self.updates - *begun_at;
+            let weight = average.weight() as f32;
+            for (index, average) in averages {
+                crate::optim::average_into(average.data_mut(), parameters.value(*index).data(), weight);
+            }
+        }
+        Update { gradient_norm: norm.norm, non_finite: None, updates: self.updates }
     }
 
-    fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: Vec<usize>) -> Update {
+    fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: &[usize]) -> Updating {
         let hyperparameters = Hyperparameters {
             learning_rate: self.rate_of_this_update(),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             clip: self.options.clip,
         };
-        if self.on_device.as_ref().is_none_or(|on_device| on_device.moved != written) {
+        if self.on_device.as_ref().is_none_or(|on_device| *on_device.moved != *written) {
+            if let Some(before) = &self.on_device {
+                self.updates = context.download::<StepState>(&before.state, 1)[0].updates;
+            }
             let trainable: Vec<Trainable> = written.iter().map(|&index| self.trainable(parameters, index)).collect();
             let state = context.allocate(size_of::<StepState>());
             context.upload(&state, &[StepState::new(hyperparameters, self.updates, self.updates)]);
             let plan = Plan::new(context, self.options.method, &trainable);
-            self.on_device = Some(OnDevice { plan, moved: written, state, hyperparameters });
+            self.on_device = Some(OnDevice { plan, moved: written.into(), state });
         }
-        let on_device = self.on_device.as_mut().expect("made above");
-        if on_device.hyperparameters != hyperparameters {
-            context.upload(&on_device.state, &[hyperparameters]);
-            on_device.hyperparameters = hyperparameters;
-        }
+        let on_device = self.on_device.as_ref().expect("made above");
+        // Each time, so that steps do not differ in that.
+        context.upload(&on_device.state, &[hyperparameters]);
         optim::update(context, &on_device.plan, on_device.state.pointer());
-        let state: StepState = context.download(&on_device.state, 1)[0];
-        self.updates = state.updates;
-        let non_finite = usize::try_from(state.non_finite).ok().and_then(|place| on_device.moved.get(place).copied());
-        Update { gradient_norm: state.norm, non_finite }
+        if let Some(Averaging { average, begun_at, averages, plan }) = &mut self.averaging {
+            let plan = plan.get_or_insert_with(|| average_plan(context, parameters, averages));
+            optim::average(context, plan, on_device.state.pointer(), *begun_at, average.original);
+        }
+        Updating::OnDevice { state: context.fetch(&on_device.state, 1), moved: on_device.moved.clone() }
     }
 
     fn trainable(&mut self, parameters: &mut Parameters, index: usize) -> Trainable {
@@ -231,7 +261,7 @@ impl Updater {
             let names = self.options.method.state_names().iter().zip(buffers);
             names.map(move |(name, buffer)| (format!("{}.{name}", parameters.specs()[*index].name), buffer))
         });
-        let averages = self.averages.iter().flat_map(|(_, averages)| averages);
+        let averages = self.averaging.iter().flat_map(|averaging| &averaging.averages);
         let averages =
             averages.map(|(index, average)| (format!("{}.average", parameters.specs()[*index].name), average));
         states.chain(averages)
@@ -248,9 +278,21 @@ impl Updater {
             let buffers = names.iter().zip(buffers);
             buffers.map(move |(name, buffer)| (format!("{}.{name}", parameters.specs()[index].name), buffer))
         });
-        let averages = self.averages.iter_mut().flat_map(|(_, averages)| averages);
+        let averages = self.averaging.iter_mut().flat_map(|averaging| &mut averaging.averages);
         let averages =
             averages.map(|(index, average)| (format!("{}.average", parameters.specs()[*index].name), average));
         states.chain(averages)
     }
+}
+
+fn average_plan(context: &Arc<Context>, parameters: &mut Parameters, averages: &mut [(usize, Tensor)]) -> Plan {
+    let averaged: Vec<Trainable> = averages
+        .iter_mut()
+        .map(|(index, average)| {
+            let value = parameters.value_mut(*index);
+            let (length, values) = (value.len(), value.pointer_mut());
+            Trainable { values, states: [average.pointer_mut(), 0], length, ..Trainable::default() }
+        })
+        .collect();
+    Plan::new(context, Method::Sgd { momentum: 0.0, dampening: 0.0, nesterov: false }, &averaged)
 }

@@ -1,11 +1,13 @@
-//! A device in use: its driver, the arena, the kernels found so far, and the first error.
+//! A device in use: its driver, the arena, the kernels found so far, the step that is being recorded, and the first error.
 //!
 //! Errors are sticky, as on the GPU itself: after the first one nothing runs any more, and whoever next asks [`Context::check`] (the
 //! learner does, at the end of every step) gets it. So tensors can be made and dropped without a `Result` in every hand.
 
 use super::arena::Arena;
+use super::counted::Counted;
 use super::driver::{Argument, Driver, Function, Launch, Pointer, Properties};
 use super::matmul::Product;
+use super::step::{Cell, List, Recorder};
 use crate::error::{Error, Result, Subject};
 use std::collections::HashMap;
 use std::fmt;
@@ -23,6 +25,8 @@ pub struct Context {
     launches: AtomicU64,
     uploaded: AtomicU64,
     downloaded: AtomicU64,
+    /// Bytes of buffers that own their memory.
+    owned: AtomicU64,
 }
 
 #[derive(Default)]
@@ -31,6 +35,9 @@ struct State {
     /// What the arena's offsets mean: chunks by their first offset.
     chunks: Vec<Chunk>,
     functions: HashMap<(&'static str, &'static str), Function>,
+    /// How many blocks fit at the same time, by kernel, threads and shared memory of a block.
+    resident: HashMap<(u64, u32, u32), u32>,
+    recorder: Recorder,
     failure: Option<Failure>,
 }
 
@@ -51,9 +58,66 @@ struct Failure {
 pub struct Buffer {
     pointer: Pointer,
     bytes: usize,
-    /// Its place in the arena; none for memory that outlives a step and was allocated for itself.
-    offset: Option<usize>,
+    owner: Owner,
     context: Arc<Context>,
+}
+
+#[derive(Clone, Copy)]
+enum Owner {
+    /// The arena, at this offset.
+    Arena(usize),
+    /// The buffer: memory that outlives a step and was allocated for itself.
+    Buffer,
+    /// The recorder: what was brought in for a step is there until the step is over. After an error, nobody.
+    Step,
+}
+
+/// A step that is being recorded; what is not [run](Recording::run) is forgotten.
+pub struct Recording(Arc<Context>);
+
+impl Recording {
+    /// Hands the step to the device, which may still be busy with earlier ones.
+    pub fn run(self) {
+        self.0.with_recorder(Recorder::finish);
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.0.state().recorder.abandon();
+    }
+}
+
+/// Elements that were [fetched](Context::fetch), perhaps not there yet.
+#[derive(Debug)]
+pub struct Fetched<T> {
+    source: Source<T>,
+    context: Arc<Context>,
+}
+
+#[derive(Debug)]
+enum Source<T> {
+    Here(Vec<T>),
+    /// So many elements.
+    Later(Cell, usize),
+}
+
+impl<T: bytemuck::Pod> Fetched<T> {
+    /// Waits for the step that they belong to; zeros after an error.
+    pub fn read(self) -> Vec<T> {
+        let (cell, count) = match self.source {
+            Source::Here(elements) => return elements,
+            Source::Later(cell, count) => (cell, count),
+        };
+        if cell.bytes.get().is_none() {
+            self.context.with_recorder(|recorder, driver| recorder.settle(driver, &cell));
+        }
+        let mut elements = vec![T::zeroed(); count];
+        if let Some(bytes) = cell.bytes.get() {
+            bytemuck::cast_slice_mut(&mut elements).copy_from_slice(bytes);
+        }
+        elements
+    }
 }
 
 impl Context {
@@ -66,6 +130,7 @@ impl Context {
             launches: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
             downloaded: AtomicU64::new(0),
+            owned: AtomicU64::new(0),
         })
     }
 
@@ -116,6 +181,21 @@ impl Context {
         self.state().failure.is_some()
     }
 
+    /// Nothing after an error.
+    fn with_recorder<T>(&self, act: impl FnOnce(&mut Recorder, &dyn Driver) -> Result<T>) -> Option<T> {
+        if self.failed() {
+            return None;
+        }
+        // The lock is let go before the result is looked at, which may take it again.
+        let result = act(&mut self.state().recorder, &*self.driver);
+        self.sticky(result)
+    }
+
+    /// Adds to the step that is being recorded; says no if none is.
+    fn noted(&self, note: impl FnOnce(&mut List)) -> bool {
+        self.state().recorder.list().map(note).is_some()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere cannot leave the state half changed: its methods do not panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -124,8 +204,73 @@ impl Context {
     /// Memory for a tensor that lives within a step, from the arena.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Buffer {
         let place = self.take_from_arena(bytes);
-        let (pointer, offset) = place.map_or((0, None), |(pointer, offset)| (pointer, Some(offset)));
-        Buffer { pointer, bytes, offset, context: self.clone() }
+        let (pointer, owner) = place.map_or((0, Owner::Step), |(pointer, offset)| (pointer, Owner::Arena(offset)));
+        Buffer { pointer, bytes, owner, context: self.clone() }
+    }
+
+    /// A device like this one that counts what it is asked for, and does nothing.
+    pub fn counted(self: &Arc<Self>) -> Arc<Self> {
+        Self::new("plan", Box::new(Counted::new(self.clone())))
+    }
+
+    /// Begins a step: until it is run, work is noted ([`super::step`]).
+    pub fn record(self: &Arc<Self>) -> Recording {
+        self.with_recorder(Recorder::begin);
+        Recording(self.clone())
+    }
+
+    /// Which recording is under way, and so what [`Context::bring`] gave belongs to; 0: none.
+    pub fn recording(&self) -> u64 {
+        self.state().recorder.number()
+    }
+
+    /// Elements from the host that a step reads.
+    pub fn bring<T: bytemuck::NoUninit>(self: &Arc<Self>, from: &[T]) -> Buffer {
+        let bytes: &[u8] = bytemuck::cast_slice(from);
+        if self.recording() == 0 || bytes.is_empty() {
+            let buffer = self.take(bytes.len());
+            self.upload(&buffer, from);
+            return buffer;
+        }
+        self.uploaded.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let pointer = self.with_recorder(|recorder, driver| recorder.bring(driver, bytes)).unwrap_or(0);
+        Buffer { pointer, bytes: bytes.len(), owner: Owner::Step, context: self.clone() }
+    }
+
+    /// Room for what a step would bring in, where nothing is computed.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Buffer {
+        if self.recording() == 0 || bytes == 0 {
+            return self.take(bytes);
+        }
+        let room = self.with_recorder(|recorder, driver| recorder.reserve(driver, bytes));
+        Buffer { pointer: room.map_or(0, |(pointer, _)| pointer), bytes, owner: Owner::Step, context: self.clone() }
+    }
+
+    /// While a step is recorded: where kernels find this number. It is no argument of theirs, so that the next step can be the same list.
+    pub fn bring_number(&self, number: u64) -> Option<Pointer> {
+        if self.recording() == 0 {
+            return None;
+        }
+        self.with_recorder(|recorder, driver| recorder.bring_number(driver, number))
+    }
+
+    /// A buffer's start as it is now; in a recorded step the host does not wait for it before it is read.
+    ///
+    /// # Panics
+    /// If more is asked for than the buffer holds.
+    pub fn fetch<T: bytemuck::Pod>(self: &Arc<Self>, from: &Buffer, count: usize) -> Fetched<T> {
+        let bytes = count * size_of::<T>();
+        assert!(bytes <= from.bytes, "more is fetched than the buffer holds");
+        let wanted = self.recording() > 0 && bytes > 0;
+        let fetch = |recorder: &mut Recorder, driver: &dyn Driver| recorder.fetch(driver, from.pointer, bytes);
+        let source = match wanted.then(|| self.with_recorder(fetch).flatten()).flatten() {
+            Some(cell) => {
+                self.downloaded.fetch_add(bytes as u64, Ordering::Relaxed);
+                Source::Later(cell, count)
+            }
+            None => Source::Here(self.download(from, count)),
+        };
+        Fetched { source, context: self.clone() }
     }
 
     fn take_from_arena(&self, bytes: usize) -> Option<(Pointer, usize)> {
@@ -157,15 +302,20 @@ impl Context {
     pub fn allocate(self: &Arc<Self>, bytes: usize) -> Buffer {
         let pointer = (!self.failed()).then(|| self.driver.allocate(Arena::rounded(bytes)));
         let pointer = pointer.and_then(|pointer| self.sticky(pointer)).unwrap_or(0);
-        Buffer { pointer, bytes, offset: None, context: self.clone() }
+        let owner = if pointer == 0 { Owner::Step } else { Owner::Buffer };
+        if pointer != 0 {
+            self.owned.fetch_add(Arena::rounded(bytes) as u64, Ordering::Relaxed);
+        }
+        Buffer { pointer, bytes, owner, context: self.clone() }
     }
 
     /// Gives the arena's memory back to the device, if nothing is in it.
     pub fn trim(&self) {
         let mut state = self.state();
-        if state.arena.used() > 0 || state.failure.is_some() {
+        if state.arena.used() > 0 || state.failure.is_some() || state.recorder.number() > 0 {
             return;
         }
+        state.recorder.forget(&*self.driver);
         state.arena = Arena::default();
         let chunks = std::mem::take(&mut state.chunks);
         drop(state);
@@ -183,6 +333,9 @@ impl Context {
     pub unsafe fn launch(&self, file: &'static str, kernel: &'static str, launch: &Launch, arguments: &[Argument]) {
         let Some(function) = self.function(file, kernel) else { return };
         self.launches.fetch_add(1, Ordering::Relaxed);
+        if self.noted(|list| list.launch(function, launch, arguments)) {
+            return;
+        }
         // SAFETY: the caller's.
         self.sticky(unsafe { self.driver.launch(function, launch, arguments) });
     }
@@ -195,16 +348,28 @@ impl Context {
         if self.failed() {
             return true;
         }
-        // SAFETY: the caller's.
-        let done = self.sticky(unsafe { self.driver.library_product(product) }).unwrap_or(true);
-        self.launches.fetch_add(u64::from(done), Ordering::Relaxed);
-        done
+        let Some(takes) = self.sticky(self.driver.library_takes(product)) else { return true };
+        if !takes {
+            return false;
+        }
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        if !self.noted(|list| list.product(product)) {
+            // SAFETY: the caller's.
+            self.sticky(unsafe { self.driver.library_product(product) });
+        }
+        true
     }
 
     /// The most blocks of this launch that run at the same time; 0 after an error.
     pub fn resident_blocks(&self, file: &'static str, kernel: &'static str, launch: &Launch) -> u32 {
-        let function = self.function(file, kernel);
-        function.and_then(|function| self.sticky(self.driver.resident_blocks(function, launch))).unwrap_or(0)
+        let Some(function) = self.function(file, kernel) else { return 0 };
+        let key = (function.0, launch.threads.iter().product(), launch.shared);
+        if let Some(&blocks) = self.state().resident.get(&key) {
+            return blocks;
+        }
+        let Some(blocks) = self.sticky(self.driver.resident_blocks(function, launch)) else { return 0 };
+        self.state().resident.insert(key, blocks);
+        blocks
     }
 
     fn function(&self, file: &'static str, kernel: &'static str) -> Option<Function> {
@@ -230,6 +395,12 @@ impl Context {
             return;
         }
         self.uploaded.fetch_add(from.len() as u64, Ordering::Relaxed);
+        if self.recording() > 0 {
+            if let Some(pointer) = self.with_recorder(|recorder, driver| recorder.bring(driver, from)) {
+                self.noted(|list| list.copy(to.pointer, pointer, from.len()));
+            }
+            return;
+        }
         // SAFETY: held against the buffer's length.
         self.sticky(unsafe { self.driver.upload(to.pointer, from) });
     }
@@ -244,6 +415,7 @@ impl Context {
         assert!(bytes.len() <= from.bytes, "a download of more than the buffer holds");
         if !bytes.is_empty() && !self.failed() {
             self.downloaded.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.with_recorder(Recorder::flush);
             // SAFETY: held against the buffer's length.
             self.sticky(unsafe { self.driver.download(bytes, from.pointer) });
         }
@@ -253,6 +425,9 @@ impl Context {
     /// All bits zero.
     pub fn clear(&self, buffer: &Buffer) {
         if !self.failed() && buffer.bytes > 0 {
+            if self.noted(|list| list.fill(buffer.pointer, 0, buffer.bytes)) {
+                return;
+            }
             // SAFETY: the buffer's own length.
             self.sticky(unsafe { self.driver.fill(buffer.pointer, 0, buffer.bytes) });
         }
@@ -263,6 +438,9 @@ impl Context {
     pub fn copy(&self, to: &Buffer, from: &Buffer, bytes: usize) {
         assert!(bytes <= to.bytes && bytes <= from.bytes, "a copy of more than a buffer holds");
         if !self.failed() && bytes > 0 {
+            if self.noted(|list| list.copy(to.pointer, from.pointer, bytes)) {
+                return;
+            }
             // SAFETY: held against both lengths.
             self.sticky(unsafe { self.driver.copy(to.pointer, from.pointer, bytes) });
         }
@@ -274,9 +452,12 @@ impl Context {
             launches: self.launches.load(Ordering::Relaxed),
             uploaded: self.uploaded.load(Ordering::Relaxed),
             downloaded: self.downloaded.load(Ordering::Relaxed),
+            lasting: self.owned.load(Ordering::Relaxed) + state.recorder.bytes(),
             arena_used: state.arena.used() as u64,
             arena_peak: state.arena.peak() as u64,
             arena_capacity: state.arena.capacity() as u64,
+            graphs: state.recorder.graphs,
+            replays: state.recorder.replays,
         }
     }
 }
@@ -288,9 +469,14 @@ pub struct Counters {
     /// Bytes from the host and to it.
     pub uploaded: u64,
     pub downloaded: u64,
+    /// Bytes in use that are not the arena's.
+    pub lasting: u64,
     pub arena_used: u64,
     pub arena_peak: u64,
     pub arena_capacity: u64,
+    /// Steps that became graphs, and how often a graph was run.
+    pub graphs: u64,
+    pub replays: u64,
 }
 
 impl State {
@@ -309,8 +495,12 @@ impl fmt::Debug for Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        let chunks = std::mem::take(&mut self.state().chunks);
+        let (chunks, mut recorder) = {
+            let mut state = self.state();
+            (std::mem::take(&mut state.chunks), std::mem::take(&mut state.recorder))
+        };
         let _ = self.driver.synchronize();
+        recorder.release(&*self.driver);
         for chunk in chunks {
             // SAFETY: every buffer holds its context, so none is left.
             unsafe { self.driver.release(chunk.pointer) };
@@ -330,15 +520,19 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        match self.offset {
+        match self.owner {
             // Later work may write there at once: it runs after what is in flight, on the same stream.
-            Some(offset) => self.context.state().arena.put(offset, self.bytes),
-            None if self.pointer != 0 => {
+            Owner::Arena(offset) => self.context.state().arena.put(offset, self.bytes),
+            Owner::Buffer => {
+                self.context.owned.fetch_sub(Arena::rounded(self.bytes) as u64, Ordering::Relaxed);
+                if self.context.state().recorder.doom(self.pointer) {
+                    return;
+                }
                 let _ = self.context.driver.synchronize();
                 // SAFETY: nobody else has this buffer, and no work is in flight.
                 unsafe { self.context.driver.release(self.pointer) };
             }
-            None => {}
+            Owner::Step => {}
         }
     }
 }

@@ -1,8 +1,5 @@
 //! NVIDIA's library of matrix products, cuBLASLt, where one is found; types and constants are cudarc's, the loading is our own.
 //!
-//! cudarc's loader knows the file names of CUDA 12 and older only, looks nowhere but where the dynamic linker does, and panics where a library
-//! or a symbol is missing. Here the newest that works is taken, and what was tried is told.
-//!
 //! The library computes in column-major order: c = a b of rows is c^T = b^T a^T of columns, without moving anything. An algorithm is what its
 //! heuristic names first, never timed, so a product's bits depend on the library's version and the GPU alone: one workspace, one stream, and
 //! splits of k are summed out of place, in order. Not yet run on a GPU.
@@ -10,21 +7,23 @@
 //! Source: cuBLAS Library User Guide, "Using the cuBLASLt API".
 
 use super::driver::Pointer;
+use super::libraries::{Loaded, Wanted, text};
 use super::matmul::{Arithmetic, Operand, Product, Storage};
 use crate::error::Result as DeviceResult;
 use cudarc::cublaslt::sys;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
-/// Names a library file to take instead of all others, or says `none`.
-const VARIABLE: &str = "HEADFIRST_CUBLASLT";
-/// Newest first: one that is too new for the driver makes no handle, and the next is tried.
-const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
+const WANTED: Wanted = Wanted {
+    name: "cuBLASLt",
+    variable: "HEADFIRST_CUBLASLT",
+    files: &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+    packages: &["cu13", "cublas"],
+};
 /// What NVIDIA recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
 /// The best alignment that the heuristic knows of.
@@ -102,42 +101,24 @@ struct Library {
 impl Library {
     /// Loads the library for as long as the program runs.
     fn load(path: &str) -> Result<Library, String> {
-        let name = CString::new(path).map_err(|_| "its name has a zero byte".to_string())?;
-        // SAFETY: a string that ends in 0; what the library does when it is loaded is NVIDIA's to answer for.
-        let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if library.is_null() {
-            // SAFETY: a string that ends in 0, or null, until this thread's next call.
-            let reason = unsafe { libc::dlerror() };
-            return Err(if reason.is_null() { "does not load".into() } else { text(reason) });
-        }
-        /// A symbol as the function that it is.
-        unsafe fn function<F: Copy>(library: *mut c_void, name: &CStr) -> Result<F, String> {
-            assert!(size_of::<F>() == size_of::<*mut c_void>(), "a symbol is as long as a pointer");
-            // SAFETY: a library that is loaded, a string that ends in 0.
-            let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
-            if symbol.is_null() {
-                return Err(format!("has no function {}", name.to_string_lossy()));
-            }
-            // SAFETY: of the same size; the caller names the type that the symbol is declared with.
-            Ok(unsafe { std::mem::transmute_copy(&symbol) })
-        }
+        let library = Loaded::load(path)?;
         // SAFETY: the types of the fields are those of cublasLt.h.
         unsafe {
             Ok(Library {
-                version: function(library, c"cublasLtGetVersion")?,
-                status_name: function(library, c"cublasLtGetStatusName")?,
-                create: function(library, c"cublasLtCreate")?,
-                destroy: function(library, c"cublasLtDestroy")?,
-                create_product: function(library, c"cublasLtMatmulDescCreate")?,
-                set_product: function(library, c"cublasLtMatmulDescSetAttribute")?,
-                destroy_product: function(library, c"cublasLtMatmulDescDestroy")?,
-                create_layout: function(library, c"cublasLtMatrixLayoutCreate")?,
-                destroy_layout: function(library, c"cublasLtMatrixLayoutDestroy")?,
-                create_preference: function(library, c"cublasLtMatmulPreferenceCreate")?,
-                set_preference: function(library, c"cublasLtMatmulPreferenceSetAttribute")?,
-                destroy_preference: function(library, c"cublasLtMatmulPreferenceDestroy")?,
-                heuristic: function(library, c"cublasLtMatmulAlgoGetHeuristic")?,
-                product: function(library, c"cublasLtMatmul")?,
+                version: library.function(c"cublasLtGetVersion")?,
+                status_name: library.function(c"cublasLtGetStatusName")?,
+                create: library.function(c"cublasLtCreate")?,
+                destroy: library.function(c"cublasLtDestroy")?,
+                create_product: library.function(c"cublasLtMatmulDescCreate")?,
+                set_product: library.function(c"cublasLtMatmulDescSetAttribute")?,
+                destroy_product: library.function(c"cublasLtMatmulDescDestroy")?,
+                create_layout: library.function(c"cublasLtMatrixLayoutCreate")?,
+                destroy_layout: library.function(c"cublasLtMatrixLayoutDestroy")?,
+                create_preference: library.function(c"cublasLtMatmulPreferenceCreate")?,
+                set_preference: library.function(c"cublasLtMatmulPreferenceSetAttribute")?,
+                destroy_preference: library.function(c"cublasLtMatmulPreferenceDestroy")?,
+                heuristic: library.function(c"cublasLtMatmulAlgoGetHeuristic")?,
+                product: library.function(c"cublasLtMatmul")?,
             })
         }
     }
@@ -157,57 +138,13 @@ impl Library {
     }
 }
 
-fn text(string: *const c_char) -> String {
-    // SAFETY: the callers have a string that ends in 0.
-    unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
-}
-
-/// Where a library may be, in the order in which it is looked for. A bare name is the dynamic linker's to find.
-fn places() -> Vec<String> {
-    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(file) = folder(VARIABLE) {
-        return if file.as_os_str() == "none" { vec![] } else { vec![file.to_string_lossy().into_owned()] };
-    }
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(folder).chain(["/usr/local/cuda".into()]);
-    let toolkits = homes.flat_map(|home| ["lib64", "lib"].map(|lib| home.join(lib)));
-    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(folder);
-    let folders = toolkits.chain(environments.flat_map(|environment| of_python(&environment)));
-    let files = folders.filter(|folder| folder.is_dir()).flat_map(|folder| NAMES.map(|name| folder.join(name)));
-    let files = files.filter(|file| file.exists()).map(|file| file.to_string_lossy().into_owned());
-    NAMES.into_iter().map(String::from).chain(files).collect()
-}
-
-/// Where a Python environment has the libraries that PyTorch brings: those of CUDA 13, of CUDA 12, and Conda's.
-fn of_python(environment: &Path) -> Vec<PathBuf> {
-    let lib = environment.join("lib");
-    let entries = std::fs::read_dir(&lib).into_iter().flatten().flatten().map(|entry| entry.path());
-    let packages = entries.map(|python| python.join("site-packages/nvidia")).filter(|packages| packages.is_dir());
-    packages
-        .flat_map(|packages| ["cu13", "cublas"].map(|package| packages.join(package).join("lib")))
-        .chain([lib])
-        .collect()
-}
-
 /// A library that loads: the place and its version. Whether it works on the GPU shows when it is opened.
 ///
 /// # Errors
 /// Where it was looked for, and why it was not found there.
 pub fn find() -> Result<(String, String), String> {
-    let mut tried = Vec::new();
-    for place in places() {
-        match Library::load(&place) {
-            Ok(library) => return Ok((place, version_text(library.version()))),
-            Err(reason) => tried.push(format!("{place}: {reason}")),
-        }
-    }
-    Err(not_found(&tried))
-}
-
-fn not_found(tried: &[String]) -> String {
-    match tried {
-        [] => format!("cuBLASLt was not looked for ({VARIABLE} says so)"),
-        tried => format!("cuBLASLt was not found ({})", tried.join("; ")),
-    }
+    let (place, library) = WANTED.first(Library::load)?;
+    Ok((place, version_text(library.version())))
 }
 
 /// `120103` is 12.1.3.
@@ -329,25 +266,16 @@ impl CublasLt {
         stream: *mut c_void,
         allocate: impl FnOnce(usize) -> DeviceResult<Pointer>,
     ) -> Result<CublasLt, String> {
-        let mut tried = Vec::new();
-        for place in places() {
-            let opened = Library::load(&place).and_then(|library| {
-                let mut handle = ptr::null_mut();
-                // SAFETY: writes one handle.
-                library.check("starting", unsafe { (library.create)(&raw mut handle) })?;
-                Ok((library, handle))
-            });
-            match opened {
-                Ok((library, handle)) => {
-                    let mut opened =
-                        CublasLt { library, handle, place, workspace: 0, stream, prepared: Mutex::default() };
-                    opened.workspace = allocate(WORKSPACE).map_err(|error| error.problem)?;
-                    return Ok(opened);
-                }
-                Err(reason) => tried.push(format!("{place}: {reason}")),
-            }
-        }
-        Err(not_found(&tried))
+        let (place, (library, handle)) = WANTED.first(|place| {
+            let library = Library::load(place)?;
+            let mut handle = ptr::null_mut();
+            // SAFETY: writes one handle.
+            library.check("starting", unsafe { (library.create)(&raw mut handle) })?;
+            Ok((library, handle))
+        })?;
+        let mut opened = CublasLt { library, handle, place, workspace: 0, stream, prepared: Mutex::default() };
+        opened.workspace = allocate(WORKSPACE).map_err(|error| error.problem)?;
+        Ok(opened)
     }
 
     /// For the run's record: with the GPU, all that a product's bits depend on.
@@ -360,31 +288,39 @@ impl CublasLt {
         self.workspace
     }
 
-    /// Puts a product on the stream. Says no, and does nothing, if the library has no algorithm for it.
-    ///
-    /// The first product of a shape asks the heuristic, so it should not be one that is captured.
+    /// Whether the library has an algorithm for this product. The first of a shape asks the heuristic.
     ///
     /// # Errors
     /// What the library says.
-    ///
-    /// # Safety
-    /// The pointers hold what the product reads and writes, and the GPU's context is current.
-    pub unsafe fn product(&self, product: &Product) -> Result<bool, String> {
-        let Product { m, n, k, a, b, c, accumulate, .. } = *product;
+    pub fn takes(&self, product: &Product) -> Result<bool, String> {
+        let Product { m, n, k, a, b, .. } = *product;
         // Nothing to compute with, or two types of operands, which the library does not mix.
         if m == 0 || n == 0 || k == 0 || a.storage != b.storage {
             return Ok(false);
         }
         let shape = Shape::new(product);
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepared = match prepared.get(&shape) {
-            Some(known) => known,
+        Ok(match prepared.get(&shape) {
+            Some(known) => known.is_some(),
             None => {
                 let new = self.prepare(&shape)?;
-                prepared.entry(shape).or_insert(new)
+                prepared.entry(shape).or_insert(new).is_some()
             }
-        };
-        let Some(prepared) = prepared else { return Ok(false) };
+        })
+    }
+
+    /// Puts a product that the library [takes](Self::takes) on the stream.
+    ///
+    /// # Errors
+    /// What the library says.
+    ///
+    /// # Safety
+    /// The pointers hold what the product reads and writes, and the GPU's context is current.
+    pub unsafe fn product(&self, product: &Product) -> Result<(), String> {
+        let Product { a, b, c, accumulate, .. } = *product;
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = prepared.get(&Shape::new(product)).and_then(Option::as_ref);
+        let prepared = prepared.ok_or("a product that was not asked for before")?;
         let (alpha, beta) = (1.0_f32, if accumulate { 1.0_f32 } else { 0.0 });
         let [b_layout, a_layout, c_layout] = prepared.layouts;
         // SAFETY: the layouts describe the operands; the caller's pointers; the scalars are read before the call returns.
@@ -408,8 +344,7 @@ impl CublasLt {
                 self.stream.cast(),
             )
         };
-        self.library.check("launching a product", status)?;
-        Ok(true)
+        self.library.check("launching a product", status)
     }
 
     /// Describes a product and chooses its algorithm; none if the library has none.
@@ -583,29 +518,16 @@ mod tests {
     }
 
     #[test]
-    fn a_library_that_is_not_there_is_an_answer_that_names_the_place() {
-        let reason = Library::load("/nowhere/libcublasLt.so.99").err().unwrap();
-        assert!(reason.contains("/nowhere/libcublasLt.so.99"), "{reason}");
-        // A library, but another one.
+    fn another_library_is_refused_by_what_it_lacks() {
         let reason = Library::load("libc.so.6").err().unwrap();
         assert!(reason.contains("cublasLtGetVersion"), "{reason}");
-        assert!(not_found(&["a: b".into()]).contains("a: b") && not_found(&[]).contains(VARIABLE));
         assert_eq!(version_text(120_103), "12.1.3");
-    }
-
-    #[test]
-    fn an_active_python_environment_is_a_place_to_look() {
-        let environment = tempfile::tempdir().unwrap();
-        let folder = environment.path().join("lib/python3.11/site-packages/nvidia/cu13/lib");
-        std::fs::create_dir_all(&folder).unwrap();
-        assert!(of_python(environment.path()).contains(&folder));
-        assert!(of_python(Path::new("/nowhere")) == [PathBuf::from("/nowhere/lib")]);
     }
 
     /// Needs the library, but no GPU: it refuses attributes of wrong sizes.
     #[test]
     fn the_library_takes_every_description() {
-        let Some(library) = places().iter().find_map(|place| Library::load(place).ok()) else {
+        let Some(library) = WANTED.first(Library::load).ok().map(|(_, library)| library) else {
             println!("skipped: cuBLASLt was not found");
             return;
         };

@@ -1,24 +1,41 @@
 //! What the CUDA backend asks of a GPU: memory, launches, graphs. [`super::gpu`] does it with cudarc, `super::emulated` on the CPU in tests.
 //!
-//! Everything runs in order on one stream. Errors of a GPU are sticky and may belong to earlier work: see [`super::context::Context`].
+//! Everything runs in order on one stream, but for what is sent in beside it. Errors of a GPU are sticky and may belong to earlier work: see [`super::context::Context`].
 
 use super::matmul::Product;
 use crate::error::Result;
 use std::fmt::Debug;
+use std::hash::{Hash, Hasher};
+use std::mem::discriminant;
 
 /// An address in device memory.
 pub type Pointer = u64;
 
+/// An address in memory of the host that the device reads and writes by itself.
+pub type HostPointer = u64;
+
 /// A kernel, as [`Driver::function`] found it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Function(pub u64);
 
 /// A list of work that was captured and can be run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Graph(pub u64);
 
-/// How many threads run a kernel.
+/// A point in the work of a lane, to be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event(pub u64);
+
+/// Work of one lane runs in order; lanes run side by side, unless one awaits a signal of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Everything but [`Driver::send`].
+    Kernels,
+    Copies,
+}
+
+/// How many threads run a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Launch {
     pub blocks: [u32; 3],
     pub threads: [u32; 3],
@@ -48,14 +65,28 @@ impl Launch {
     }
 }
 
-/// A kernel's argument. Each travels in a slot of eight bytes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A kernel's argument. Each travels in a slot of eight bytes. Equal are those with equal bits.
+#[derive(Debug, Clone, Copy)]
 pub enum Argument {
     Pointer(Pointer),
     Int(i32),
     Unsigned(u32),
     Long(i64),
     Float(f32),
+}
+
+impl PartialEq for Argument {
+    fn eq(&self, other: &Self) -> bool {
+        discriminant(self) == discriminant(other) && self.slot() == other.slot()
+    }
+}
+
+impl Eq for Argument {}
+
+impl Hash for Argument {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.slot().hash(state);
+    }
 }
 
 impl Argument {
@@ -155,19 +186,55 @@ pub trait Driver: Debug + Send + Sync {
     /// The arguments are those that the kernel declares, its pointers hold what it reads and writes.
     unsafe fn launch(&self, function: Function, launch: &Launch, arguments: &[Argument]) -> Result<()>;
 
-    /// A matrix product by the vendor's library. Says no, and does nothing, if there is none or it does not take this one; a shape's first
-    /// product is not one that is captured.
+    /// Whether the vendor's library is there and takes this matrix product. Asked before the product is run or captured.
+    fn library_takes(&self, _: &Product) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// A product that the vendor's library takes.
     ///
     /// # Safety
     /// The pointers hold what the product reads and writes.
-    unsafe fn library_product(&self, _: &Product) -> Result<bool> {
-        Ok(false)
+    unsafe fn library_product(&self, _: &Product) -> Result<()> {
+        Ok(())
     }
+
+    /// Memory of the host that the device reads and writes by itself, not initialised.
+    fn allocate_host(&self, bytes: usize) -> Result<HostPointer>;
+
+    /// # Safety
+    /// `pointer` came from [`Driver::allocate_host`] and nothing uses it any more, work in flight included.
+    unsafe fn release_host(&self, pointer: HostPointer);
+
+    /// Copies from such memory, in [`Lane::Copies`].
+    ///
+    /// # Safety
+    /// Both hold as many bytes, which nobody changes before the copy is done.
+    unsafe fn send(&self, to: Pointer, from: HostPointer, bytes: usize) -> Result<()>;
+
+    /// Copies to such memory, in [`Lane::Kernels`], without waiting.
+    ///
+    /// # Safety
+    /// Both hold as many bytes, and nobody uses `to` before the copy is done.
+    unsafe fn receive(&self, to: HostPointer, from: Pointer, bytes: usize) -> Result<()>;
+
+    fn event(&self) -> Result<Event>;
+
+    fn release_event(&self, event: Event);
+
+    /// The event happens when the lane's work so far is done.
+    fn signal(&self, event: Event, lane: Lane) -> Result<()>;
+
+    /// The lane's later work runs after the event.
+    fn await_signal(&self, event: Event, lane: Lane) -> Result<()>;
+
+    /// Waits for the event.
+    fn wait_for(&self, event: Event) -> Result<()>;
 
     /// Waits until all work is done.
     fn synchronize(&self) -> Result<()>;
 
-    /// From now on launches, copies and fills are noted and not run. Uploads and downloads are not allowed until the end.
+    /// From now on launches, copies on the device and fills are noted and not run. Whatever waits or meets the host is not allowed until the end.
     fn begin_capture(&self) -> Result<()>;
 
     fn end_capture(&self) -> Result<Graph>;

@@ -47,7 +47,7 @@ pub fn gather(
 pub fn draw_scales(context: &Context, mask: &Mask, counter: Option<Pointer>, scales: Pointer, vocabulary: usize) {
     if vocabulary > 0 {
         let mut arguments = vec![Argument::Pointer(scales), Argument::int(vocabulary)];
-        arguments.extend(mask_arguments(mask, counter));
+        arguments.extend(mask_arguments(context, mask, counter));
         run(context, FILE, "embedding_mask", &over(context, vocabulary), &arguments);
     }
 }

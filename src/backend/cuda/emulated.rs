@@ -3,7 +3,7 @@
 //! Device memory is host memory that starts as NaN. Captured work is noted and run when it is replayed, as on a GPU. The order
 //! in which threads run is chosen when the device is opened: no result may depend on it.
 
-use super::driver::{Argument, Driver, Function, Graph, Launch, Pointer, Properties};
+use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::emulator::{self, Order};
 use crate::error::{Error, Result, Subject};
 use std::alloc::{Layout, alloc, dealloc};
@@ -14,6 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const MULTIPROCESSORS: u32 = 4;
 const SHARED_PER_BLOCK: u32 = 227 * 1024;
 const MEMORY: u64 = 8 << 30;
+/// Bytes that it has instead.
+const MEMORY_VARIABLE: &str = "HEADFIRST_EMULATOR_MEMORY";
 const ALIGNMENT: usize = 256;
 /// Bytes before and behind every allocation that nothing may write.
 const GUARD: usize = 256;
@@ -47,12 +49,13 @@ enum Work {
 
 impl Emulated {
     pub fn new(order: Order) -> Self {
+        let memory = std::env::var(MEMORY_VARIABLE).ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(MEMORY);
         let properties = Properties {
             name: "emulator".into(),
             capability: (9, 0),
             multiprocessors: MULTIPROCESSORS,
             shared_per_block: SHARED_PER_BLOCK,
-            memory: MEMORY,
+            memory,
             cooperative: true,
         };
         Emulated { properties, order, state: Mutex::default() }
@@ -141,7 +144,7 @@ impl Driver for Emulated {
     }
 
     fn free_memory(&self) -> Result<u64> {
-        Ok(MEMORY - self.state().allocated)
+        Ok(self.properties.memory - self.state().allocated)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Pointer> {
@@ -223,6 +226,45 @@ impl Driver for Emulated {
             }
         }
         self.submit(Work::Launch(function, *launch, arguments.to_vec()))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostPointer> {
+        self.allocate(bytes)
+    }
+
+    unsafe fn release_host(&self, pointer: HostPointer) {
+        // SAFETY: the caller's.
+        unsafe { self.release(pointer) };
+    }
+
+    unsafe fn send(&self, to: Pointer, from: HostPointer, bytes: usize) -> Result<()> {
+        self.forbid_capture("sending")?;
+        self.run(&Work::Copy(to, from, bytes))
+    }
+
+    unsafe fn receive(&self, to: HostPointer, from: Pointer, bytes: usize) -> Result<()> {
+        self.forbid_capture("receiving")?;
+        self.run(&Work::Copy(to, from, bytes))
+    }
+
+    // Work is done when it is submitted, so an event has always happened.
+
+    fn event(&self) -> Result<Event> {
+        Ok(Event(0))
+    }
+
+    fn release_event(&self, _: Event) {}
+
+    fn signal(&self, _: Event, _: Lane) -> Result<()> {
+        self.forbid_capture("a signal")
+    }
+
+    fn await_signal(&self, _: Event, _: Lane) -> Result<()> {
+        self.forbid_capture("awaiting a signal")
+    }
+
+    fn wait_for(&self, _: Event) -> Result<()> {
+        self.forbid_capture("waiting")
     }
 
     fn synchronize(&self) -> Result<()> {

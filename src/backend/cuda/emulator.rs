@@ -1,13 +1,11 @@
 //! The emulator: runs the CUDA kernels on the CPU, thread by thread, for tests. The work is done in `kernels/emulator/`, built by
 //! `build/emulator.rs`; here are its functions, and its promises as tests.
 //!
-//! Where no C++ compiler was found ([`AVAILABLE`] is false), no kernel exists.
+//! Where no C++ compiler was found ([`AVAILABLE`] is false), no kernel exists. HEADFIRST_EMULATOR_LIBRARY names a shared library to take instead
+//! of what is linked in: kernels with faults (`tests/mutations.rs`), or with AddressSanitizer (`kernels/emulator/test.sh`).
 
-#[cfg(emulator_missing)]
-use missing as ffi;
-#[cfg(not(emulator_missing))]
-use present as ffi;
-use std::ffi::{CStr, CString, c_int, c_uint, c_ulonglong, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::sync::OnceLock;
 
 /// Whether the kernels were built. If not, tests say that they are skipped.
 pub const AVAILABLE: bool = cfg!(not(emulator_missing));
@@ -42,7 +40,7 @@ pub struct Parameter {
 pub fn find(name: &str) -> Option<i32> {
     let name = CString::new(name).ok()?;
     // SAFETY: a string that ends in 0.
-    let kernel = unsafe { ffi::headfirst_emulator_find(name.as_ptr()) };
+    let kernel = unsafe { (library().find)(name.as_ptr()) };
     (kernel >= 0).then_some(kernel)
 }
 
@@ -51,21 +49,21 @@ pub fn parameters(kernel: i32) -> Vec<Parameter> {
     // SAFETY: these functions take any numbers and give -1 for what does not exist.
     unsafe {
         let parameter = |index| Parameter {
-            kind: match ffi::headfirst_emulator_argument_kind(kernel, index) {
+            kind: match (library().argument_kind)(kernel, index) {
                 0 => Kind::Pointer,
                 1 => Kind::Integer,
                 _ => Kind::Float,
             },
-            bytes: usize::try_from(ffi::headfirst_emulator_argument_size(kernel, index)).unwrap_or(0),
+            bytes: usize::try_from((library().argument_size)(kernel, index)).unwrap_or(0),
         };
-        (0..ffi::headfirst_emulator_argument_count(kernel)).map(parameter).collect()
+        (0..(library().argument_count)(kernel)).map(parameter).collect()
     }
 }
 
 /// The most threads that a block of the kernel may have.
 pub fn threads(kernel: i32) -> Option<u32> {
     // SAFETY: takes any number.
-    u32::try_from(unsafe { ffi::headfirst_emulator_threads(kernel) }).ok()
+    u32::try_from(unsafe { (library().threads)(kernel) }).ok()
 }
 
 /// That the kernel takes as many arguments, of as many bytes each.
@@ -113,7 +111,7 @@ pub unsafe fn launch(
     };
     // SAFETY: three sizes each, as many slots as the kernel takes; the pointers in them are the caller's.
     let status = unsafe {
-        ffi::headfirst_emulator_launch(
+        (library().launch)(
             kernel,
             blocks.as_ptr(),
             threads.as_ptr(),
@@ -129,22 +127,85 @@ pub unsafe fn launch(
 
 fn error() -> String {
     // SAFETY: a string that ends in 0, which lives until this thread's next call.
-    unsafe { CStr::from_ptr(ffi::headfirst_emulator_error()) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr((library().error)()) }.to_string_lossy().into_owned()
 }
 
-/// `kernels/emulator/emulator.cpp`.
-#[cfg(not(emulator_missing))]
-mod present {
-    use super::*;
+/// The functions of `kernels/emulator/emulator.cpp`.
+struct Library {
+    error: unsafe extern "C" fn() -> *const c_char,
+    find: unsafe extern "C" fn(name: *const c_char) -> c_int,
+    argument_count: unsafe extern "C" fn(kernel: c_int) -> c_int,
+    argument_size: unsafe extern "C" fn(kernel: c_int, index: c_int) -> c_int,
+    argument_kind: unsafe extern "C" fn(kernel: c_int, index: c_int) -> c_int,
+    threads: unsafe extern "C" fn(kernel: c_int) -> c_int,
+    launch: LaunchFunction,
+}
 
+type LaunchFunction = unsafe extern "C" fn(
+    kernel: c_int,
+    grid: *const c_uint,
+    block: *const c_uint,
+    shared_bytes: c_uint,
+    cooperative: c_int,
+    arguments: *const *const c_void,
+    order: c_int,
+    seed: c_ulonglong,
+) -> c_int;
+
+fn library() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| match std::env::var("HEADFIRST_EMULATOR_LIBRARY") {
+        Ok(path) => Library::load(&path),
+        Err(_) => LINKED,
+    })
+}
+
+impl Library {
+    /// # Panics
+    /// If the library cannot be loaded: it was named to this test, so the test cannot be run.
+    fn load(path: &str) -> Library {
+        let name = CString::new(path).expect("a path has no zero byte");
+        // SAFETY: a string that ends in 0; the library's initialisers enter its kernels into its own table, nothing else.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        assert!(!handle.is_null(), "HEADFIRST_EMULATOR_LIBRARY={path} cannot be loaded");
+        // SAFETY: emulator.cpp defines these names with the types that the fields have.
+        unsafe {
+            Library {
+                error: symbol(handle, c"headfirst_emulator_error"),
+                find: symbol(handle, c"headfirst_emulator_find"),
+                argument_count: symbol(handle, c"headfirst_emulator_argument_count"),
+                argument_size: symbol(handle, c"headfirst_emulator_argument_size"),
+                argument_kind: symbol(handle, c"headfirst_emulator_argument_kind"),
+                threads: symbol(handle, c"headfirst_emulator_threads"),
+                launch: symbol(handle, c"headfirst_emulator_launch"),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `Function` is the type of a pointer to the function of this name; the library stays open.
+unsafe fn symbol<Function: Copy>(library: *mut c_void, name: &CStr) -> Function {
+    const { assert!(size_of::<Function>() == size_of::<*mut c_void>()) };
+    // SAFETY: a handle from dlopen and a string that ends in 0; what is there has the type that the caller answers for.
+    unsafe {
+        let found = libc::dlsym(library, name.as_ptr());
+        assert!(!found.is_null(), "HEADFIRST_EMULATOR_LIBRARY has no {}", name.to_string_lossy());
+        std::mem::transmute_copy(&found)
+    }
+}
+
+/// What `build/emulator.rs` built.
+#[cfg(not(emulator_missing))]
+const LINKED: Library = {
     unsafe extern "C" {
-        pub fn headfirst_emulator_error() -> *const std::ffi::c_char;
-        pub fn headfirst_emulator_find(name: *const std::ffi::c_char) -> c_int;
-        pub fn headfirst_emulator_argument_count(kernel: c_int) -> c_int;
-        pub fn headfirst_emulator_argument_size(kernel: c_int, index: c_int) -> c_int;
-        pub fn headfirst_emulator_argument_kind(kernel: c_int, index: c_int) -> c_int;
-        pub fn headfirst_emulator_threads(kernel: c_int) -> c_int;
-        pub fn headfirst_emulator_launch(
+        fn headfirst_emulator_error() -> *const c_char;
+        fn headfirst_emulator_find(name: *const c_char) -> c_int;
+        fn headfirst_emulator_argument_count(kernel: c_int) -> c_int;
+        fn headfirst_emulator_argument_size(kernel: c_int, index: c_int) -> c_int;
+        fn headfirst_emulator_argument_kind(kernel: c_int, index: c_int) -> c_int;
+        fn headfirst_emulator_threads(kernel: c_int) -> c_int;
+        fn headfirst_emulator_launch(
             kernel: c_int,
             grid: *const c_uint,
             block: *const c_uint,
@@ -155,34 +216,34 @@ mod present {
             seed: c_ulonglong,
         ) -> c_int;
     }
-}
+    Library {
+        error: headfirst_emulator_error,
+        find: headfirst_emulator_find,
+        argument_count: headfirst_emulator_argument_count,
+        argument_size: headfirst_emulator_argument_size,
+        argument_kind: headfirst_emulator_argument_kind,
+        threads: headfirst_emulator_threads,
+        launch: headfirst_emulator_launch,
+    }
+};
 
-/// The same functions where there are no kernels.
+/// The same where there are no kernels.
 #[cfg(emulator_missing)]
-mod missing {
-    use super::*;
-    use std::ffi::c_char;
-
-    pub unsafe fn headfirst_emulator_error() -> *const c_char {
+const LINKED: Library = {
+    unsafe extern "C" fn error() -> *const c_char {
         c"the emulator was not built: no C++ compiler was found".as_ptr()
     }
-    pub unsafe fn headfirst_emulator_find(_: *const c_char) -> c_int {
+    unsafe extern "C" fn find(_: *const c_char) -> c_int {
         -1
     }
-    pub unsafe fn headfirst_emulator_argument_count(_: c_int) -> c_int {
+    unsafe extern "C" fn of_kernel(_: c_int) -> c_int {
         -1
     }
-    pub unsafe fn headfirst_emulator_argument_size(_: c_int, _: c_int) -> c_int {
-        -1
-    }
-    pub unsafe fn headfirst_emulator_argument_kind(_: c_int, _: c_int) -> c_int {
-        -1
-    }
-    pub unsafe fn headfirst_emulator_threads(_: c_int) -> c_int {
+    unsafe extern "C" fn of_argument(_: c_int, _: c_int) -> c_int {
         -1
     }
     #[expect(clippy::too_many_arguments)]
-    pub unsafe fn headfirst_emulator_launch(
+    unsafe extern "C" fn launch(
         _: c_int,
         _: *const c_uint,
         _: *const c_uint,
@@ -194,7 +255,16 @@ mod missing {
     ) -> c_int {
         1
     }
-}
+    Library {
+        error,
+        find,
+        argument_count: of_kernel,
+        argument_size: of_argument,
+        argument_kind: of_argument,
+        threads: of_kernel,
+        launch,
+    }
+};
 
 #[cfg(test)]
 #[path = "emulator_tests.rs"]

@@ -3,7 +3,7 @@
 //! cudarc panics where the driver's library or one of its symbols is missing, so [`driver_version`] asks first, once.
 
 use super::cublaslt::CublasLt;
-use super::driver::{Argument, Driver, Function, Graph, Launch, Pointer, Properties};
+use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::embedded;
 use super::matmul::Product;
 use crate::error::{Error, Result, Subject};
@@ -58,13 +58,14 @@ pub fn count() -> u32 {
     if status == Ok(sys::CUresult::CUDA_SUCCESS) { u32::try_from(count).unwrap_or(0) } else { 0 }
 }
 
-/// A GPU with a context and a stream of its own.
+/// A GPU with a context and two streams of its own.
 #[derive(Debug)]
 pub struct Gpu {
     name: String,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    copies: sys::CUstream,
     properties: Properties,
     /// By file: loaded when its first kernel is wanted.
     modules: Mutex<HashMap<&'static str, Module>>,
@@ -94,7 +95,7 @@ impl Gpu {
         let check = |status| check(&name, "opening the GPU", status);
         let mut device = 0;
         let mut context = ptr::null_mut();
-        let mut stream = ptr::null_mut();
+        let [mut stream, mut copies] = [ptr::null_mut(); 2];
         // SAFETY: the driver is initialised, and each call writes one handle.
         unsafe {
             check(sys::cuDeviceGet(&raw mut device, ordinal as i32))?;
@@ -102,9 +103,19 @@ impl Gpu {
             check(sys::cuCtxSetCurrent(context))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check(sys::cuStreamCreate(&raw mut stream, flags))?;
+            check(sys::cuStreamCreate(&raw mut copies, flags))?;
         }
         let properties = properties(&name, device)?;
-        Ok(Gpu { name, device, context, stream, properties, modules: Mutex::default(), library: OnceLock::new() })
+        Ok(Gpu {
+            name,
+            device,
+            context,
+            stream,
+            copies,
+            properties,
+            modules: Mutex::default(),
+            library: OnceLock::new(),
+        })
     }
 
     fn check(&self, doing: &str, status: sys::CUresult) -> Result<()> {
@@ -125,6 +136,13 @@ impl Gpu {
     pub fn library(&self) -> Option<&CublasLt> {
         let open = || CublasLt::open(self.stream.cast(), |bytes| self.allocate(bytes)).ok();
         self.library.get_or_init(|| self.make_current().ok().and_then(|()| open())).as_ref()
+    }
+
+    fn lane(&self, lane: Lane) -> sys::CUstream {
+        match lane {
+            Lane::Kernels => self.stream,
+            Lane::Copies => self.copies,
+        }
     }
 
     fn module(&self, file: &'static str) -> Result<Module> {
@@ -275,12 +293,83 @@ impl Driver for Gpu {
         self.check("launching a kernel", status)
     }
 
-    unsafe fn library_product(&self, product: &Product) -> Result<bool> {
+    fn library_takes(&self, product: &Product) -> Result<bool> {
         let Some(library) = self.library() else { return Ok(false) };
         self.make_current()?;
+        library.takes(product).map_err(|problem| Error::new(Subject::Device(self.name.clone()), problem))
+    }
+
+    unsafe fn library_product(&self, product: &Product) -> Result<()> {
+        self.make_current()?;
+        let library = self.library().ok_or("the library is gone".to_string());
         // SAFETY: the caller's; the context is current.
-        let done = unsafe { library.product(product) };
+        let done = library.and_then(|library| unsafe { library.product(product) });
         done.map_err(|problem| Error::new(Subject::Device(self.name.clone()), problem))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostPointer> {
+        self.make_current()?;
+        let mut pointer = ptr::null_mut();
+        // SAFETY: writes one address.
+        self.check("allocating memory of the host", unsafe { sys::cuMemAllocHost_v2(&raw mut pointer, bytes) })?;
+        Ok(pointer as HostPointer)
+    }
+
+    unsafe fn release_host(&self, pointer: HostPointer) {
+        if self.make_current().is_ok() {
+            // SAFETY: the caller's. An error here belongs to earlier work, which reports it itself.
+            let _ = unsafe { sys::cuMemFreeHost(pointer as *mut std::ffi::c_void) };
+        }
+    }
+
+    unsafe fn send(&self, to: Pointer, from: HostPointer, bytes: usize) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the caller's.
+        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from as *const std::ffi::c_void, bytes, self.copies) };
+        self.check("copying to the GPU", status)
+    }
+
+    unsafe fn receive(&self, to: HostPointer, from: Pointer, bytes: usize) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the caller's.
+        let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to as *mut std::ffi::c_void, from, bytes, self.stream) };
+        self.check("copying from the GPU", status)
+    }
+
+    fn event(&self) -> Result<Event> {
+        self.make_current()?;
+        let mut event = ptr::null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: writes one handle.
+        self.check("making an event", unsafe { sys::cuEventCreate(&raw mut event, flags) })?;
+        Ok(Event(event as u64))
+    }
+
+    fn release_event(&self, event: Event) {
+        if self.make_current().is_ok() {
+            // SAFETY: made by `event`, released once.
+            let _ = unsafe { sys::cuEventDestroy_v2(event.0 as sys::CUevent) };
+        }
+    }
+
+    fn signal(&self, event: Event, lane: Lane) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: an event and a stream of this context.
+        let status = unsafe { sys::cuEventRecord(event.0 as sys::CUevent, self.lane(lane)) };
+        self.check("recording an event", status)
+    }
+
+    fn await_signal(&self, event: Event, lane: Lane) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: as above.
+        let status = unsafe { sys::cuStreamWaitEvent(self.lane(lane), event.0 as sys::CUevent, 0) };
+        self.check("ordering two streams", status)
+    }
+
+    fn wait_for(&self, event: Event) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: as above.
+        self.check("waiting for the GPU", unsafe { sys::cuEventSynchronize(event.0 as sys::CUevent) })
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -338,6 +427,7 @@ impl Drop for Gpu {
                 let _ = sys::cuModuleUnload(module.0);
             }
             let _ = sys::cuStreamDestroy_v2(self.stream);
+            let _ = sys::cuStreamDestroy_v2(self.copies);
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }

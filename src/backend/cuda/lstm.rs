@@ -285,3 +285,6 @@ impl Shape {
         Problem { hidden, directions, sequences: packing.sequences }
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;

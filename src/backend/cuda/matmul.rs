@@ -6,7 +6,7 @@ use crate::backend::cpu::activation::Activation;
 use std::sync::Arc;
 
 /// What a product computes with. Sums are f32 in each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Arithmetic {
     /// Exact products of f32.
     #[default]
@@ -18,7 +18,7 @@ pub enum Arithmetic {
 }
 
 /// How an operand's elements are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Storage {
     #[default]
     F32,
@@ -27,7 +27,7 @@ pub enum Storage {
 }
 
 /// A strided view of a matrix on the device: element (i, j) is the one at `i * row_stride + j * column_stride`. One of the strides is 1.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Operand {
     pub pointer: Pointer,
     pub row_stride: usize,
@@ -321,7 +321,7 @@ pub fn workspace(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> usize 
 }
 
 /// c = a b, or c += a b: a `[m, k]`, b `[k, n]`, c `[m, n]` of f32 with rows `c_row_stride >= n` apart, which overlaps neither.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Product {
     pub m: usize,
     pub n: usize,

@@ -162,6 +162,23 @@ pub fn update(context: &Context, plan: &Plan, state: Pointer) {
     }
 }
 
+/// Takes the values that [`update`] left into averages, unless nothing has moved: `plan` has each tensor's average as its first state.
+/// `begun_at` are the updates made before averaging began. See [`crate::optim::Average`].
+pub fn average(context: &Context, plan: &Plan, state: Pointer, begun_at: u64, original: bool) {
+    if plan.slice_count == 0 {
+        return;
+    }
+    let launch = Launch::blocks(u32::try_from(plan.slice_count).unwrap_or(u32::MAX), THREADS);
+    let arguments = [
+        Argument::Pointer(plan.parameters.pointer()),
+        Argument::Pointer(plan.slices.pointer()),
+        Argument::Pointer(state),
+        Argument::Long(begun_at as i64),
+        Argument::flag(original),
+    ];
+    run(context, FILE, "optim_average", &launch, &arguments);
+}
+
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
     use super::super::testing::{Device, OnDevice, for_all_orders};

@@ -53,7 +53,7 @@ pub fn dropout_at(
         return;
     }
     let (launch, rows_per_block) = by_rows(packing.rows, columns, 2 * size_of::<i32>());
-    let [low, high, threshold, scale, step, counter] = mask_arguments(mask, counter);
+    let [low, high, threshold, scale, step, counter] = mask_arguments(context, mask, counter);
     let arguments = [
         Argument::Pointer(y),
         Argument::Pointer(x),
@@ -73,15 +73,16 @@ pub fn dropout_at(
     run(context, FILE, "sequences_dropout", &launch, &arguments);
 }
 
-/// A mask as kernels take it: key, threshold, scale, step, counter.
-pub(super) fn mask_arguments(mask: &Mask, counter: Option<Pointer>) -> [Argument; 6] {
+/// A mask as kernels take it: key, threshold, scale, step, counter. In a recorded step the counter is what was brought in for it.
+pub(super) fn mask_arguments(context: &Context, mask: &Mask, counter: Option<Pointer>) -> [Argument; 6] {
     let [low, high] = mask.philox.key();
+    let counter = counter.or_else(|| context.bring_number(u64::from(mask.step)));
     [
         Argument::Unsigned(low),
         Argument::Unsigned(high),
         Argument::Unsigned(mask.threshold),
         Argument::Float(mask.scale),
-        Argument::Unsigned(mask.step),
+        Argument::Unsigned(if counter.is_some() { 0 } else { mask.step }),
         Argument::Pointer(counter.unwrap_or(0)),
     ]
 }

@@ -1,9 +1,10 @@
-//! What the tests of the CUDA backend share: emulated devices, and tensors on them.
+//! What the tests of the CUDA backend share: emulated devices, and tensors on them. With HEADFIRST_TEST_DEVICE=cuda it is a GPU.
 
 use super::context::{Buffer, Context};
 use super::driver::Pointer;
 use super::emulated::Emulated;
 use super::emulator::{self, Order};
+use crate::device::Backend;
 use bytemuck::Pod;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -26,6 +27,10 @@ pub struct OnDevice<T> {
 
 /// Runs `test` with threads in each order: whatever it compares must hold in all of them.
 pub fn for_all_orders(test: impl Fn(&Device)) {
+    if let Some(device) = Device::of_the_environment() {
+        test(&device);
+        return device.context.check().unwrap_or_else(|error| panic!("{error}"));
+    }
     if !emulator::AVAILABLE {
         println!("skipped: the emulator was not built");
         return;
@@ -40,7 +45,17 @@ pub fn for_all_orders(test: impl Fn(&Device)) {
 impl Device {
     /// Threads run forward; none if the emulator was not built.
     pub fn new() -> Option<Self> {
-        emulator::AVAILABLE.then(|| Self::with(Order::Forward))
+        Self::of_the_environment().or_else(|| emulator::AVAILABLE.then(|| Self::with(Order::Forward)))
+    }
+
+    /// What HEADFIRST_TEST_DEVICE names, if it is set.
+    fn of_the_environment() -> Option<Self> {
+        let name = std::env::var("HEADFIRST_TEST_DEVICE").ok()?;
+        let (device, _) = crate::device::open(&name).unwrap_or_else(|error| panic!("{error}"));
+        match device.backend() {
+            Backend::Cuda(context) => Some(Device { context: context.clone() }),
+            _ => panic!("HEADFIRST_TEST_DEVICE={name} is no GPU"),
+        }
     }
 
     fn with(order: Order) -> Self {
@@ -66,7 +81,12 @@ impl Device {
 
     /// A workspace, all NaN.
     pub fn poisoned_bytes(&self, bytes: usize) -> Buffer {
-        self.context.allocate(bytes)
+        let buffer = self.context.allocate(bytes);
+        if bytes > 0 {
+            // SAFETY: the buffer's own length.
+            unsafe { self.context.driver().fill(buffer.pointer(), 0xff, bytes) }.unwrap();
+        }
+        buffer
     }
 }
 

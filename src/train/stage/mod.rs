@@ -79,6 +79,8 @@ struct StageRun<'a, T: Task> {
     /// Utterances that were already reported as infeasible.
     reported: BTreeSet<String>,
     last_save: Instant,
+    /// The step that a GPU may still be busy with, and its number. It is settled when the next one has been started, and before anything is saved.
+    under_way: Option<(T::Running, u32)>,
 }
 
 impl<'a, T: Task> StageRun<'a, T> {
@@ -133,6 +135,7 @@ impl<'a, T: Task> StageRun<'a, T> {
             best: run_parts.1,
             reported: BTreeSet::new(),
             last_save: Instant::now(),
+            under_way: None,
         };
         // What a crash between saving a state and naming its parts may have missed.
         if run.position.epochs_done > 0 && run.position.batch == 0 {
@@ -174,6 +177,7 @@ impl<'a, T: Task> StageRun<'a, T> {
             self.train_batch(batch?)?;
             self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
             if let Some(signal) = self.session.stop.signal() {
+                self.settle()?;
                 self.save(false, false)?;
                 // The run's own recipe has every key and absolute paths, so this command works from here, whatever was given first.
                 let run = self.session.folder.path();
@@ -182,15 +186,30 @@ impl<'a, T: Task> StageRun<'a, T> {
             }
             let minutes = self.session.recipe.training.save_minutes;
             if minutes > 0.0 && self.last_save.elapsed().as_secs_f64() > 60.0 * minutes {
+                self.settle()?;
                 self.save(false, false)?;
             }
         }
+        let begin = Instant::now();
+        self.settle()?;
+        self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
         self.end_epoch()
     }
 
     fn train_batch(&mut self, batch: T::Batch) -> Result<()> {
         let masks = MaskKey { seed: self.start.seeds.dropout, stage: self.id.clone(), step: self.position.step };
-        let step = self.session.task.train(&mut self.learner, batch, &mut self.carried, &masks)?;
+        let running = self.session.task.start(&mut self.learner, batch, &mut self.carried, &masks)?;
+        self.settle()?;
+        self.under_way = Some((running, self.position.step));
+        self.position.step += 1;
+        self.position.batch += 1;
+        Ok(())
+    }
+
+    /// Takes the step that is under way into account.
+    fn settle(&mut self) -> Result<()> {
+        let Some((running, number)) = self.under_way.take() else { return Ok(()) };
+        let step = self.session.task.settle(&mut self.learner, running)?;
         step.infeasible.iter().for_each(|id| self.report_infeasible(id, "it is left out of the gradient"));
         let sums = &mut self.position.sums;
         sums.infeasible += step.infeasible.len() as u64;
@@ -208,12 +227,10 @@ impl<'a, T: Task> StageRun<'a, T> {
                     "update skipped: the gradient of {layer} is not finite; the batch is kept in skipped.jsonl: {}",
                     step.names.join(" ")
                 ));
-                self.session.folder.append_skipped(&self.id, self.position.step, layer, &step.names)?;
+                self.session.folder.append_skipped(&self.id, number, layer, &step.names)?;
             }
         }
         self.position.kept_activations = self.position.kept_activations.max(step.kept);
-        self.position.step += 1;
-        self.position.batch += 1;
         let mean = sums.loss / sums.utterances.max(1) as f64;
         self.session.progress.borrow_mut().tick(mean, step.items, step.frames);
         Ok(())

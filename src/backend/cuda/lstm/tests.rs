@@ -510,7 +510,10 @@ fn every_plan_fits_its_chip() {
                         assert!(plan.shared() <= shared, "{problem:?} {plan}: {} of {shared} bytes", plan.shared());
                         assert!(plan.obstacle.is_some() || plan.blocks() <= 132, "{problem:?} {plan}");
                         assert!(plan.obstacle.is_none() || plan.core.parts == 1, "{problem:?} {plan}");
-                        assert!(plan.tile <= plan.columns && plan.columns % plan::GROUP == 0, "{problem:?} {plan}");
+                        assert!(
+                            plan.tile <= plan.columns && plan.columns.is_multiple_of(plan::GROUP),
+                            "{problem:?} {plan}"
+                        );
                         assert!(plan.obstacle.is_none() || plan.launch_sequences() >= sequences, "{problem:?} {plan}");
                         let same = Plan::new(cores(backward, arithmetic), &h200(shared), problem);
                         assert_eq!(plan, same);

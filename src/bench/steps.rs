@@ -1,0 +1,239 @@
+//! Whole training steps, what a frozen group saves of one, and an epoch of utterances as long as WSJ's.
+
+use super::table::{Kind, Spec};
+use super::work::{Bench, EXCHANGE, Prepared};
+use crate::backend::cuda::context::Recording;
+use crate::data::{BatchLimits, BatchPlan};
+use crate::device::{Category, Device};
+use crate::error::Result;
+use crate::models::blstm_ctc::{BlstmCtc, Sizes};
+use crate::nn::{ParameterSpec, Parameters, Scheme};
+use crate::ops::sequences::Sequences;
+use crate::optim::Method;
+use crate::primitives::{Factor, column_sums, product};
+use crate::random::MaskKey;
+use crate::tape::{Place, Tape};
+use crate::tensor::Tensor;
+use crate::train::learner::{Batch, Learner};
+use crate::train::updater::{UpdateOptions, Updater, Updating};
+use std::rc::Rc;
+
+const INPUTS: usize = 43;
+const SYMBOLS: usize = 50;
+const LABELS: usize = 40;
+
+const UPDATE: UpdateOptions = UpdateOptions {
+    method: Method::Adadelta { rho: 0.95 },
+    learning_rate: 1.0,
+    epsilon: 1e-8,
+    epsilon_decay: 1.0,
+    weight_decay: 0.0,
+    clip: 5.0,
+};
+
+/// # Errors
+/// If the sizes cannot be.
+pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
+    match spec.kind {
+        Kind::Saved => saved(bench, spec),
+        Kind::Epoch => epoch(bench, spec),
+        _ => step(bench, spec),
+    }
+}
+
+fn model(spec: &Spec, subsample: Vec<usize>) -> BlstmCtc {
+    let units = spec.size("H");
+    BlstmCtc::new(Sizes { inputs: INPUTS, units, projection: units, subsample, dropout: 0.0, symbols: SYMBOLS })
+}
+
+fn learner(device: &Device, model: BlstmCtc, frozen: usize) -> Learner {
+    let parameters = Parameters::initialize(device, &model.structure().specs, Scheme::Espnet, 1);
+    let groups = model.structure().groups.len();
+    let frozen_groups: Vec<usize> = (groups - frozen..groups).collect();
+    Learner::with_parameters(device, model, parameters, &frozen_groups, UPDATE)
+}
+
+fn masks() -> MaskKey {
+    MaskKey { seed: 1, stage: "bench".into(), step: 0 }
+}
+
+fn step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
+    let (layers, steps, count) = (spec.size("layers"), spec.size("T"), spec.size("B"));
+    let sequences = Sequences::new(&vec![steps; count])?;
+    let labels = bench.labels(count, LABELS.min(steps / 2), SYMBOLS);
+    let features = bench.numbers("features", sequences.rows() * INPUTS);
+    let batch = Batch { sequences, features, labels };
+    let bytes = least_bytes(spec, &batch)?;
+    let mut learner = learner(&bench.device, model(spec, vec![1; layers]), spec.size("frozen"));
+    let masks = masks();
+    let mut pending = None;
+    let run = move |_| {
+        // As the trainer does: a step is settled when the next one has been started.
+        let running = learner.start(&batch, &masks)?;
+        pending.replace(running).map_or(Ok(()), |before| learner.settle(before).map(|_| ()))
+    };
+    Ok(Prepared::new(bytes, run).waiting(2 * layers * steps, EXCHANGE))
+}
+
+/// What a step moves at least: parameters into forward and backward, what backward keeps out and in again, gradients out, into their norm and
+/// into the update, values and states into and out of that. As the device that only counts has it.
+fn least_bytes(spec: &Spec, batch: &Batch) -> Result<usize> {
+    let device = Device::plan();
+    let mut learner = learner(&device, model(spec, vec![1; spec.size("layers")]), spec.size("frozen"));
+    let kept = learner.train(batch, &masks())?.kept;
+    let live = |category| device.ledger().live(category);
+    let (gradients, states) = (live(Category::Gradient), live(Category::OptimizerState));
+    let bytes = 2 * live(Category::Parameter) + 2 * kept + 3 * gradients + 2 * gradients + 2 * states;
+    Ok(bytes as usize)
+}
+
+/// What freezing a group saves: these, for all its weights, at the sizes of the step.
+struct WeightGradient {
+    /// Gradient of the layer's output `[rows, outputs]`, and its input `[rows, inputs]`.
+    factors: (Tensor, Tensor),
+    outputs: usize,
+    inputs: usize,
+    weight: usize,
+    /// Whose gradients are the sums of the columns of the first factor.
+    biases: Vec<usize>,
+}
+
+fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
+    let (layers, rows, frozen) = (spec.size("layers"), spec.size("B") * spec.size("T"), spec.size("frozen"));
+    let device = bench.device.clone();
+    let structure = model(spec, vec![1; layers]).structure().clone();
+    let first = structure.groups[layers + 1 - frozen].parameters.start;
+    let specs: Vec<ParameterSpec> = structure.specs[first..].to_vec();
+    let mut parameters = Parameters::initialize(&device, &specs, Scheme::Espnet, 1);
+    parameters.set_trainable(&device, vec![true; specs.len()]);
+    let mut updater = Updater::new(&device, &parameters, UPDATE);
+    let gradients = Rc::new(weight_gradients(bench, &specs, rows));
+    // Beside what the products read and write: gradients into their norm and the update, values and states in and out.
+    let elements: usize = specs.iter().map(ParameterSpec::len).sum();
+    let factors: usize = gradients.iter().map(|gradient| rows * (gradient.outputs + gradient.inputs)).sum();
+    let bytes = (factors + elements * (1 + 2 + 2 + 4)) * size_of::<f32>();
+    let mut pending = None;
+    Ok(Prepared::new(bytes, move |_| {
+        let recording = device.record();
+        let mut tape = Tape::new(&device);
+        let variables: Vec<_> = (0..parameters.len()).map(|index| parameters.var(index)).collect();
+        let output = Tensor::zeros(&device, &[1], Category::Activation);
+        let work = gradients.clone();
+        let output = tape.record(&variables.iter().collect::<Vec<_>>(), output, move |_, backward| {
+            for WeightGradient { factors: (dy, x), outputs, inputs, weight, biases } in &work[..] {
+                let sink = backward.sink(Place::Parameter(*weight));
+                let (dy_columns, x) = (Factor::rows(dy, *outputs).transposed(), Factor::rows(x, *inputs));
+                product((*outputs, *inputs, rows), dy_columns, x, sink.tensor, sink.add);
+                if let Some((&bias, others)) = biases.split_first() {
+                    let mut sums = Tensor::uninitialized(backward.device(), &[*outputs], Category::Workspace);
+                    column_sums(dy, rows, &mut sums, false);
+                    backward.give_copy(Place::Parameter(bias), &sums);
+                    others.iter().for_each(|&bias| backward.give_copy(Place::Parameter(bias), &sums));
+                }
+            }
+            Ok(())
+        });
+        drop(variables);
+        parameters.gradients.clear();
+        tape.backward(&output, 1.0, &mut parameters.gradients)?;
+        let update = updater.update(&device, &mut parameters);
+        recording.into_iter().for_each(Recording::run);
+        pending.replace(update).map(Updating::read);
+        device.check()
+    }))
+}
+
+/// One product for every weight. The biases that follow a weight have their gradient from the sums of its first factor's columns; those of an
+/// LSTM direction, which has two weights, belong to the second.
+fn weight_gradients(bench: &Bench, specs: &[ParameterSpec], rows: usize) -> Vec<WeightGradient> {
+    let mut work: Vec<WeightGradient> = Vec::new();
+    for (index, spec) in specs.iter().enumerate() {
+        match (&spec.shape[..], work.last_mut()) {
+            (&[outputs, inputs], _) => {
+                let factors = (bench.normal(&[rows, outputs], "gradient"), bench.normal(&[rows, inputs], "input"));
+                work.push(WeightGradient { factors, outputs, inputs, weight: index, biases: Vec::new() });
+            }
+            (_, Some(last)) => last.biases.push(index),
+            (_, None) => {}
+        }
+    }
+    work
+}
+
+/// Lengths in frames of so many utterances, longest first: between these quantiles of utterances read from a newspaper, as WSJ si284's are (37,416
+/// utterances in 81 hours, 7.8 seconds on average). Generated; no length is one of the corpus. `benches/torch_rows.py` has the same table.
+pub fn wsj_lengths(count: usize) -> Vec<usize> {
+    const QUANTILES: [(f64, f64); 9] = [
+        (0.0, 80.0),
+        (0.05, 300.0),
+        (0.1, 390.0),
+        (0.25, 570.0),
+        (0.5, 780.0),
+        (0.75, 955.0),
+        (0.9, 1150.0),
+        (0.99, 1560.0),
+        (1.0, 2430.0),
+    ];
+    let length = |place: f64| {
+        let above = QUANTILES.iter().position(|&(share, _)| share >= place).unwrap_or(QUANTILES.len() - 1).max(1);
+        let ((low, shortest), (high, longest)) = (QUANTILES[above - 1], QUANTILES[above]);
+        (shortest + (longest - shortest) * (place - low) / (high - low)) as usize
+    };
+    (0..count).rev().map(|k| length((k as f64 + 0.5) / count as f64)).collect()
+}
+
+/// An utterance of so many frames has about so many characters: 12.5 a second.
+fn wsj_labels(frames: usize) -> usize {
+    frames / 8
+}
+
+fn epoch(bench: &Bench, spec: &Spec) -> Result<Prepared> {
+    let lengths = wsj_lengths(spec.size("N"));
+    let sizes: Vec<(usize, usize)> = lengths.iter().map(|&frames| (frames, wsj_labels(frames))).collect();
+    let plan = BatchPlan::new(&sizes, BatchLimits::default())?;
+    // Twice half the frames, as recipes/wsj-ctc.toml has it.
+    let subsample = (0..spec.size("layers")).map(|layer| if layer < 2 { 2 } else { 1 }).collect();
+    let mut learner = learner(&bench.device, model(spec, subsample), spec.size("frozen"));
+    let layers = spec.size("layers");
+    let (mut batches, mut steps) = (Vec::new(), 0);
+    for batch in plan.epoch(1, 1) {
+        let sequences = Sequences::new(&batch.iter().map(|&utterance| lengths[utterance]).collect::<Vec<_>>())?;
+        let labels = batch.iter().map(|&utterance| {
+            bench.below(&format!("labels of {utterance}"), wsj_labels(lengths[utterance]), 1, SYMBOLS)
+        });
+        // The lowest layer sees all frames, the second half of them, the others a quarter; forward and backward.
+        let longest = sequences.steps();
+        steps += 2 * (0..layers).map(|layer| longest >> layer.min(2)).sum::<usize>();
+        batches.push((sequences, labels.collect::<Vec<_>>()));
+    }
+    let most = batches.iter().map(|(sequences, _)| sequences.rows()).max().unwrap_or(0);
+    let features = bench.numbers("features", most * INPUTS);
+    let masks = masks();
+    let run = move |_| {
+        let mut pending = None;
+        for (sequences, labels) in &batches {
+            let features = features[..sequences.rows() * INPUTS].to_vec();
+            let batch = Batch { sequences: sequences.clone(), features, labels: labels.clone() };
+            let running = learner.start(&batch, &masks)?;
+            if let Some(before) = pending.replace(running) {
+                learner.settle(before)?;
+            }
+        }
+        pending.map_or(Ok(()), |last| learner.settle(last).map(|_| ()))
+    };
+    Ok(Prepared::new(0, run).waiting(steps, EXCHANGE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_utterances_are_as_long_as_those_of_wsj() {
+        let lengths = wsj_lengths(37_400);
+        let mean = lengths.iter().sum::<usize>() as f64 / lengths.len() as f64;
+        assert!((770.0..790.0).contains(&mean), "{mean} frames");
+        assert!(lengths.is_sorted_by(|a, b| a >= b));
+        assert!(lengths[0] <= 2430 && lengths[37_399] >= 80);
+    }
+}

@@ -1,0 +1,345 @@
+//! The table of rows: what each measures, at which sizes, and what it is called. Names of `reference/torch_cpu.md` stay.
+
+use crate::error::{Error, Result};
+use std::fmt;
+
+/// What a row measures. B sequences, T time steps, H units (columns), V symbols or words, L labels of a sequence, R rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A training step of a `blstm-ctc` with Adadelta: 43 inputs, 50 symbols, 40 labels, no subsampling, the top `frozen` groups frozen.
+    BlstmCtc,
+    /// Of that step with nothing frozen, what a stage with the top `frozen` groups frozen saves: their weight gradients, clipping and
+    /// optimiser, by themselves.
+    Saved,
+    /// Training steps through N generated utterances with the lengths of WSJ si284, in its recipe's batches. Runs once.
+    Epoch,
+    /// One LSTM layer with as many inputs as units, forward and backward, with the gradients of all weights and of the input.
+    Lstm,
+    /// The forward pass of that layer: input projections and recurrence.
+    LstmLayer,
+    /// The recurrence alone, forward.
+    LstmForward,
+    /// The recurrence alone, backward.
+    LstmBackward,
+    /// Log-softmax and CTC, forward and backward.
+    Ctc,
+    /// Softmax and cross entropy with labels: losses, and the gradient in the place of the logits.
+    CrossEntropy,
+    /// A linear layer of C inputs under that, with the gradients of input, weight and bias.
+    LinearCrossEntropy,
+    LogSoftmax,
+    /// c = a b, a `[M, K]`, b `[N, K]` transposed: a linear layer.
+    Product,
+    /// c = a b, a `[K, M]` transposed, b `[K, N]`: a weight's gradient.
+    WeightGradient,
+    LayerNormForward,
+    /// The gradients of input, scale and shift.
+    LayerNormBackward,
+    EmbeddingForward,
+    EmbeddingBackward,
+    Dropout,
+    Subsample,
+    ColumnSums,
+    BiasTanh,
+    TanhBackward,
+    Add,
+    Multiply,
+    Sum,
+    /// Norm, clipping and update of one parameter of P elements.
+    Sgd,
+    Adam,
+    Adadelta,
+}
+
+/// A size that a row has, by its letter or word.
+pub type Size = (&'static str, usize);
+
+/// A row: what it measures and at which sizes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    pub kind: Kind,
+    sizes: Vec<Size>,
+}
+
+/// The sizes of the frozen and saved rows go with those of the joint one.
+const STEP: [Size; 4] = [("layers", 4), ("H", 320), ("B", 16), ("T", 200)];
+
+/// All rows.
+pub fn rows() -> Vec<Spec> {
+    let mut rows: Vec<Spec> = Vec::new();
+    let mut row = |kind, sizes: &[Size]| rows.push(Spec { kind, sizes: sizes.to_vec() });
+    let step = |frozen: usize| [&STEP[..], &[("frozen", frozen)]].concat();
+    (0..=4).for_each(|frozen| row(Kind::BlstmCtc, &step(frozen)));
+    (1..=4).for_each(|frozen| row(Kind::Saved, &step(frozen)));
+    row(Kind::BlstmCtc, &[("layers", 4), ("H", 128), ("B", 16), ("T", 200), ("frozen", 0)]);
+    // The papers' model and batch, with utterances of WSJ's mean length.
+    let papers = |frozen: usize| [("layers", 4), ("H", 320), ("B", 30), ("T", 800), ("frozen", frozen)];
+    (0..=4).for_each(|frozen| row(Kind::BlstmCtc, &papers(frozen)));
+    (1..=4).for_each(|frozen| row(Kind::Saved, &papers(frozen)));
+
+    let layer =
+        |units, directions, batch, steps| [("H", units), ("directions", directions), ("B", batch), ("T", steps)];
+    row(Kind::Lstm, &layer(320, 2, 16, 200));
+    row(Kind::Lstm, &layer(1150, 1, 20, 35));
+    for sizes in [layer(320, 2, 30, 400), layer(640, 2, 30, 400), layer(1024, 2, 30, 400), layer(1150, 1, 80, 70)] {
+        for kind in [Kind::Lstm, Kind::LstmLayer, Kind::LstmForward, Kind::LstmBackward] {
+            row(kind, &sizes);
+        }
+    }
+
+    row(Kind::Ctc, &[("B", 32), ("T", 400), ("L", 60), ("V", 50)]);
+    for steps in [400, 800, 1000] {
+        row(Kind::Ctc, &[("B", 30), ("T", steps), ("L", 100), ("V", 50)]);
+    }
+    row(Kind::CrossEntropy, &[("R", 5600), ("V", 33_278)]);
+    row(Kind::LinearCrossEntropy, &[("R", 5600), ("C", 400), ("V", 33_278)]);
+    row(Kind::LogSoftmax, &[("R", 12_000), ("V", 50)]);
+
+    let product = |m, n, k| [("M", m), ("N", n), ("K", k)];
+    row(Kind::Product, &product(12_000, 1280, 320)); // a BLSTM's input projections
+    row(Kind::Product, &product(12_000, 320, 640)); // the projection behind it
+    row(Kind::Product, &product(12_000, 50, 320)); // its softmax
+    row(Kind::Product, &product(5600, 4600, 1150)); // AWD-LSTM's input projections
+    row(Kind::Product, &product(5600, 33_278, 400)); // its decoder
+    row(Kind::Product, &product(4096, 4096, 4096));
+    row(Kind::WeightGradient, &product(1280, 320, 12_000));
+    row(Kind::WeightGradient, &product(4600, 1150, 5600));
+    row(Kind::WeightGradient, &product(33_278, 400, 5600));
+
+    row(Kind::LayerNormForward, &[("R", 12_000), ("H", 256)]);
+    row(Kind::LayerNormBackward, &[("R", 12_000), ("H", 256)]);
+    row(Kind::EmbeddingForward, &[("R", 5600), ("H", 400), ("V", 33_278)]);
+    row(Kind::EmbeddingBackward, &[("R", 5600), ("H", 400), ("V", 33_278)]);
+    row(Kind::Dropout, &[("H", 320), ("B", 30), ("T", 400)]);
+    row(Kind::Subsample, &[("H", 640), ("B", 30), ("T", 400), ("factor", 2)]);
+    row(Kind::ColumnSums, &[("R", 12_000), ("H", 1280)]);
+    for kind in [Kind::BiasTanh, Kind::TanhBackward, Kind::Add, Kind::Multiply, Kind::Sum] {
+        row(kind, &[("R", 12_000), ("H", 1280)]);
+    }
+    for kind in [Kind::Sgd, Kind::Adam, Kind::Adadelta] {
+        row(kind, &[("P", 24_000_000)]);
+    }
+    (0..=4).for_each(|frozen| row(Kind::Epoch, &[("layers", 4), ("H", 320), ("N", 37_400), ("frozen", frozen)]));
+    rows
+}
+
+/// The rows that the patterns name: a row's name, else the beginning of some (`lstm`). Without a pattern all but those that run for long.
+///
+/// # Errors
+/// If a pattern names no row.
+pub fn select(patterns: &[String]) -> Result<Vec<Spec>> {
+    let mut rows = rows();
+    let mut chosen = vec![false; rows.len()];
+    if patterns.is_empty() {
+        chosen = rows.iter().map(|row| row.kind != Kind::Epoch).collect();
+    }
+    for pattern in patterns {
+        let exact: Vec<bool> = rows.iter().map(|row| row.name() == *pattern).collect();
+        let begun: Vec<bool> = rows.iter().map(|row| row.name().starts_with(pattern.as_str())).collect();
+        let named = if exact.contains(&true) { exact } else { begun };
+        if !named.contains(&true) {
+            let known: Vec<String> = rows.iter().map(Spec::name).collect();
+            return Err(Error::key("NAME", format!("{pattern:?} names no benchmark"))
+                .remedy(format!("Use the beginning of one of {}", known.join(", "))));
+        }
+        chosen.iter_mut().zip(named).for_each(|(chosen, named)| *chosen |= named);
+    }
+    let mut chosen = chosen.into_iter();
+    rows.retain(|_| chosen.next() == Some(true));
+    Ok(rows)
+}
+
+impl Spec {
+    /// A size; 1 where the row has none of that name, which only a wrong table can cause.
+    pub fn size(&self, name: &str) -> usize {
+        self.sizes.iter().find(|(known, _)| *known == name).map_or(1, |&(_, size)| size)
+    }
+
+    /// Replaces sizes, each given as `B=30`. Rows that agree then are one row.
+    ///
+    /// # Errors
+    /// If it is no positive number or a row has no such size.
+    pub fn resize(rows: Vec<Spec>, changes: &[String]) -> Result<Vec<Spec>> {
+        let mut changed: Vec<Spec> = Vec::new();
+        for mut row in rows {
+            for change in changes {
+                row.change(change)?;
+            }
+            if !changed.contains(&row) {
+                changed.push(row);
+            }
+        }
+        Ok(changed)
+    }
+
+    fn change(&mut self, change: &str) -> Result<()> {
+        let error = |problem: String| Error::key("--set", problem);
+        let (name, value) = change.split_once('=').unwrap_or((change, ""));
+        let smallest = usize::from(name != "frozen");
+        let value: usize =
+            value.parse().ok().filter(|&value| (smallest..1 << 31).contains(&value)).ok_or_else(|| {
+                error(format!("{change:?} is not a size")).remedy("Use, for example, --set B=30,T=400")
+            })?;
+        let (row, known) = (self.name(), self.sizes.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "));
+        let Some(size) = self.sizes.iter_mut().find(|(known, _)| *known == name) else {
+            return Err(error(format!("{row} has no size {name:?}")).remedy(format!("It has {known}")));
+        };
+        size.1 = value;
+        let groups = self.size("layers") + 1;
+        let trainable = if self.kind == Kind::Saved { 0 } else { 1 };
+        if self.size("frozen") + trainable > groups && self.sizes.iter().any(|(name, _)| *name == "frozen") {
+            return Err(error(format!("{row}: {change} freezes more than a model of {groups} groups has to freeze")));
+        }
+        if self.sizes.iter().any(|(name, _)| *name == "directions") && self.size("directions") > 2 {
+            return Err(error(format!("{change}: an LSTM has one direction or two")));
+        }
+        Ok(())
+    }
+
+    /// The same work at a size that an emulator does in a moment, odd where it can be.
+    pub fn small(&self) -> Spec {
+        let small = |&(name, size): &Size| {
+            let most = match name {
+                "layers" | "directions" | "frozen" | "factor" => size,
+                "P" => 1003,
+                "K" | "R" => 33,
+                "M" | "N" => 19,
+                "L" => 2,
+                "V" => 37,
+                "B" => 3,
+                "T" => 7,
+                _ => 20,
+            };
+            (name, size.min(most))
+        };
+        Spec { kind: self.kind, sizes: self.sizes.iter().map(small).collect() }
+    }
+
+    /// All of them at such a size, each work once. The epochs have no such size and are left out.
+    pub fn all_small(rows: &[Spec]) -> Vec<Spec> {
+        let mut small: Vec<Spec> = Vec::new();
+        for row in rows.iter().filter(|row| row.kind != Kind::Epoch).map(Spec::small) {
+            if !small.contains(&row) {
+                small.push(row);
+            }
+        }
+        small
+    }
+
+    pub fn name(&self) -> String {
+        self.to_string()
+    }
+
+    /// The name of the row of the same sizes with so many frozen groups, and what a stage with these saves.
+    pub fn sibling(&self, kind: Kind, frozen: usize) -> String {
+        let sizes = self.sizes.iter().map(|&(name, size)| (name, if name == "frozen" { frozen } else { size }));
+        Spec { kind, sizes: sizes.collect() }.name()
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |name| self.size(name);
+        let stage = || match size("frozen") {
+            0 => "joint".to_string(),
+            frozen => format!("frozen-{frozen}"),
+        };
+        let layer = || {
+            let directions = if size("directions") == 2 { "/bidirectional" } else { "" };
+            format!("{}{directions}/B{}-T{}", size("H"), size("B"), size("T"))
+        };
+        let model = || format!("blstm-ctc/{}x{}/B{}-T{}", size("layers"), size("H"), size("B"), size("T"));
+        let matrix = |name: &str| format!("{name}/{}x{}", size("R"), size("H"));
+        let product = |name: &str| format!("{name}/{}x{}x{}", size("M"), size("N"), size("K"));
+        let sequences = || format!("{}/B{}-T{}", size("H"), size("B"), size("T"));
+        let vocabulary = || format!("{}x{}-V{}", size("R"), size("H"), size("V"));
+        f.write_str(&match self.kind {
+            Kind::BlstmCtc => format!("{}/{}", model(), stage()),
+            Kind::Saved => format!("{}/saved-{}", model(), size("frozen")),
+            Kind::Epoch => format!("wsj-epoch/{}x{}/N{}/{}", size("layers"), size("H"), size("N"), stage()),
+            Kind::Lstm => format!("lstm/{}", layer()),
+            Kind::LstmLayer => format!("lstm/{}/forward", layer()),
+            Kind::LstmForward => format!("lstm-recurrence/{}/forward", layer()),
+            Kind::LstmBackward => format!("lstm-recurrence/{}/backward", layer()),
+            Kind::Ctc => {
+                let labels = if size("L") == 60 { String::new() } else { format!("-L{}", size("L")) };
+                let symbols = if size("V") == 50 { String::new() } else { format!("-V{}", size("V")) };
+                format!("ctc/B{}-T{}{labels}{symbols}", size("B"), size("T"))
+            }
+            Kind::CrossEntropy => format!("cross-entropy/{}x{}", size("R"), size("V")),
+            Kind::LinearCrossEntropy => format!("linear-cross-entropy/{}x{}x{}", size("R"), size("C"), size("V")),
+            Kind::LogSoftmax => format!("log-softmax/{}x{}", size("R"), size("V")),
+            Kind::Product => product("matmul"),
+            Kind::WeightGradient => product("matmul-weight-gradient"),
+            Kind::LayerNormForward => matrix("layer-norm") + "/forward",
+            Kind::LayerNormBackward => matrix("layer-norm") + "/backward",
+            Kind::EmbeddingForward => format!("embedding/{}/forward", vocabulary()),
+            Kind::EmbeddingBackward => format!("embedding/{}/backward", vocabulary()),
+            Kind::Dropout => format!("dropout/{}", sequences()),
+            Kind::Subsample => format!("subsample-{}/{}", size("factor"), sequences()),
+            Kind::ColumnSums => matrix("column-sums"),
+            Kind::BiasTanh => matrix("bias-tanh"),
+            Kind::TanhBackward => matrix("tanh-backward"),
+            Kind::Add => matrix("add"),
+            Kind::Multiply => matrix("multiply"),
+            Kind::Sum => matrix("sum"),
+            Kind::Sgd => format!("sgd/P{}", size("P")),
+            Kind::Adam => format!("adam/P{}", size("P")),
+            Kind::Adadelta => format!("adadelta/P{}", size("P")),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_or_its_beginning_selects_rows_and_an_unknown_one_lists_them() {
+        assert_eq!(select(&["lstm/320/bidirectional/B16-T200".into()]).unwrap().len(), 1);
+        assert_eq!(select(&["lstm/1150".into()]).unwrap().len(), 3);
+        assert_eq!(select(&["ctc/B32".into(), "ctc".into()]).unwrap().len(), 4);
+        let message = select(&["gru".into()]).unwrap_err().to_string();
+        assert!(message.contains("gru") && message.contains("ctc/B32-T400"), "{message}");
+    }
+
+    #[test]
+    fn the_rows_that_peers_were_measured_on_keep_their_names_and_no_two_share_one() {
+        let mut names: Vec<String> = rows().iter().map(Spec::name).collect();
+        for name in [
+            "blstm-ctc/4x320/B16-T200/joint",
+            "blstm-ctc/4x320/B16-T200/frozen-4",
+            "blstm-ctc/4x128/B16-T200/joint",
+            "lstm/320/bidirectional/B16-T200",
+            "lstm/1150/B20-T35",
+            "ctc/B32-T400",
+        ] {
+            assert!(names.iter().any(|known| known == name), "{name}");
+        }
+        names.sort();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn what_runs_for_long_runs_only_when_it_is_named() {
+        assert!(select(&[]).unwrap().iter().all(|row| row.kind != Kind::Epoch));
+        assert_eq!(select(&["wsj-epoch".into()]).unwrap().len(), 5);
+    }
+
+    #[test]
+    fn any_size_of_a_row_can_be_set_and_its_name_says_so() {
+        let rows = select(&["lstm/320/bidirectional/B16-T200".into()]).unwrap();
+        let changes = ["B=3".to_string(), "H=100".into(), "directions=1".into()];
+        assert_eq!(Spec::resize(rows, &changes).unwrap()[0].name(), "lstm/100/B3-T200");
+        for (change, complaint) in [("V=3", "no size \"V\""), ("B=0", "not a size"), ("B", "not a size")] {
+            let message =
+                Spec::resize(select(&["lstm/1150".into()]).unwrap(), &[change.into()]).unwrap_err().to_string();
+            assert!(message.contains(complaint), "{message}");
+        }
+        let joint = select(&["blstm-ctc/4x128".into()]).unwrap();
+        let message = Spec::resize(joint, &["frozen=5".into()]).unwrap_err().to_string();
+        assert!(message.contains("5 groups"), "{message}");
+    }
+}
