@@ -5,9 +5,12 @@
 //! normalised here, in f64, which leaves log probabilities as they are. Decoding many utterances in parallel is the caller's part.
 
 mod greedy;
+pub mod joint;
 mod prefix_beam;
+mod prefix_score;
 
 pub use greedy::greedy;
+pub use joint::{JointOptions, NBest, Predictor, Scored, joint_beam, joint_beams};
 pub use prefix_beam::prefix_beam;
 
 use crate::error::{Error, Result};

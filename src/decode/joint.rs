@@ -1,0 +1,450 @@
+//! Beam search by an attention decoder and CTC together (Watanabe et al., "Hybrid CTC/attention architecture for end-to-end speech recognition",
+//! IEEE JSTSP 2017; its algorithm 2 scores prefixes, see `prefix_score.rs`), with a language model beside them if there is one (shallow fusion).
+//!
+//! The score of a hypothesis with n labels, over its labels and the end symbol:
+//!
+//! ```text
+//! (1 - w) ln p(attention)  +  w ln p(CTC)  +  v ln p(language model)  +  penalty (n + 1)
+//! ```
+//!
+//! The search goes label by label. As in ESPnet version 1 (`decoders.py`, `recognize_beam`) each hypothesis is extended by the 1.5 beam labels that
+//! the attention decoder likes best, or by every label where CTC decides alone, and the best `beam` of all extensions are kept; a hypothesis
+//! that takes the end symbol is complete. Three things differ:
+//!
+//! - At the greatest length only the end symbol can follow, and it is scored like any other.
+//! - Below the least length the end symbol cannot follow; ESPnet drops the hypothesis.
+//! - Where CTC leaves none of the 1.5 beam labels a probability, all labels are tried.
+//!
+//! Scores are f64. Ties go to the extension of the better hypothesis, then to the lower id, so that the same scores give the same result.
+
+use std::cmp::Ordering;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::prefix_score::{Extension, PrefixScore, PrefixState};
+use super::{BLANK, check_shape};
+use crate::error::{Error, Result};
+
+const NAME: &str = "joint beam search";
+const NEVER: f64 = f64::NEG_INFINITY;
+
+/// An attention decoder or a language model: what comes next after each of several hypotheses.
+pub trait Predictor {
+    /// ln p of the next symbol, [hypotheses, symbols], without the blank's. Each hypothesis begins with the start symbol and has one symbol more than
+    /// in the step before; the states after the step are those of these hypotheses.
+    ///
+    /// # Errors
+    /// What the model says.
+    fn step(&mut self, hypotheses: &[&[u32]]) -> Result<Vec<f32>>;
+
+    /// Hypothesis h of the next step goes on from the state of hypothesis `parents[h]` of this one. Some have several followers, some have none.
+    fn select(&mut self, parents: &[usize]);
+}
+
+/// How to search. The names are those of ESPnet's decoding options.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct JointOptions {
+    /// Hypotheses that are kept; 1 is greedy.
+    pub beam: usize,
+    /// Hypotheses in the result, at most the beam.
+    pub n_best: usize,
+    /// w, from 0 (attention alone) to 1 (CTC alone).
+    pub ctc_weight: f64,
+    /// v.
+    pub language_model_weight: f64,
+    /// Added for every symbol: above 0, longer hypotheses gain.
+    pub penalty: f64,
+    /// Labels at least, as a part of the frames.
+    pub min_length_ratio: f64,
+    /// Labels at most, as a part of the frames, but never below 1. 0: as many as frames, and the search ends when longer hypotheses are hopeless.
+    pub max_length_ratio: f64,
+}
+
+impl Default for JointOptions {
+    /// ESPnet's for WSJ, but for its beam of 30.
+    fn default() -> Self {
+        JointOptions {
+            beam: 10,
+            n_best: 1,
+            ctc_weight: 0.3,
+            language_model_weight: 0.0,
+            penalty: 0.0,
+            min_length_ratio: 0.0,
+            max_length_ratio: 0.0,
+        }
+    }
+}
+
+impl JointOptions {
+    /// # Errors
+    /// What cannot be, by its option.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |key: &str, problem: String, remedy: &str| Err(Error::key(key, problem).remedy(remedy));
+        let JointOptions { beam, n_best, .. } = *self;
+        if beam == 0 {
+            return refuse("--beam", "is 0, which keeps no hypothesis".into(), "Use 1 (greedy) or more");
+        }
+        if n_best == 0 || n_best > beam {
+            let problem = format!("is {n_best}, but a beam of {beam} keeps at most {beam} hypotheses");
+            return refuse("--n-best", problem, &format!("Use a number from 1 to {beam}, or a wider --beam"));
+        }
+        if !(0.0..=1.0).contains(&self.ctc_weight) {
+            let problem = format!("is {}", self.ctc_weight);
+            return refuse("--ctc-weight", problem, "Use a number from 0 (attention alone) to 1 (CTC alone)");
+        }
+        for (key, value) in
+            [("--min-length-ratio", self.min_length_ratio), ("--max-length-ratio", self.max_length_ratio)]
+        {
+            if !(value >= 0.0 && value.is_finite()) {
+                return refuse(key, format!("is {value}"), "Use a number from 0");
+            }
+        }
+        if self.max_length_ratio > 0.0 && self.min_length_ratio > self.max_length_ratio {
+            let problem =
+                format!("is {}, more than --max-length-ratio {}", self.min_length_ratio, self.max_length_ratio);
+            return refuse("--min-length-ratio", problem, "Lower it");
+        }
+        for (key, value) in [("--lm-weight", self.language_model_weight), ("--penalty", self.penalty)] {
+            if !value.is_finite() {
+                return refuse(key, format!("is {value}"), "Use a finite number");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One utterance to decode.
+pub struct Utterance<'a> {
+    /// Frames of the encoder's output.
+    pub frames: usize,
+    /// The scores of CTC, [frames, symbols], as logits or log probabilities. Needed if its weight is above 0.
+    pub ctc: Option<&'a [f32]>,
+    /// Needed if CTC's weight is below 1.
+    pub decoder: Option<Box<dyn Predictor + Send + 'a>>,
+    /// Its weight is an option; it gives ln p over the recogniser's symbols.
+    pub language_model: Option<Box<dyn Predictor + Send + 'a>>,
+}
+
+/// The symbols that all scores are of: the blank is 0, the last one begins and ends a sentence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Symbols {
+    pub count: usize,
+    /// Starts and ends every hypothesis: ESPnet's `<sos/eos>`.
+    pub end: u32,
+}
+
+/// A complete hypothesis with its score and the parts of it, natural logarithms without their weights. A part that was not asked for is None.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Scored {
+    /// Without start, end and blank.
+    pub tokens: Vec<u32>,
+    pub score: f64,
+    pub attention: Option<f64>,
+    pub ctc: Option<f64>,
+    pub language_model: Option<f64>,
+}
+
+/// A hypothesis of an n-best list with what it says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NBestEntry {
+    pub text: String,
+    #[serde(flatten)]
+    pub scored: Scored,
+}
+
+/// An utterance's n-best list as it is written in JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NBest {
+    pub utterance: String,
+    /// Best first.
+    pub hypotheses: Vec<NBestEntry>,
+}
+
+impl NBest {
+    pub fn new(utterance: impl Into<String>, hypotheses: Vec<Scored>, text: impl Fn(&[u32]) -> String) -> Self {
+        let entry = |scored: Scored| NBestEntry { text: text(&scored.tokens), scored };
+        NBest { utterance: utterance.into(), hypotheses: hypotheses.into_iter().map(entry).collect() }
+    }
+}
+
+/// [`joint_beam`] for several utterances, in parallel, in their order. Each has the result that it has alone.
+pub fn joint_beams(
+    utterances: Vec<Utterance<'_>>,
+    symbols: Symbols,
+    options: &JointOptions,
+) -> Vec<Result<Vec<Scored>>> {
+    utterances.into_par_iter().map(|utterance| joint_beam(utterance, symbols, options)).collect()
+}
+
+/// The best hypotheses of an utterance, best first, at most `n_best`; fewer where the search has completed fewer.
+///
+/// # Errors
+/// Impossible options; an utterance without frames; a missing decoder or missing CTC scores; scores that are not numbers; an utterance to which
+/// every hypothesis gives the probability 0.
+pub fn joint_beam(utterance: Utterance<'_>, symbols: Symbols, options: &JointOptions) -> Result<Vec<Scored>> {
+    options.check()?;
+    let mut search = Search::new(utterance, symbols, options)?;
+    let mut complete = search.run()?;
+    complete.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.tokens.cmp(&b.tokens)));
+    complete.truncate(options.n_best);
+    if complete.is_empty() {
+        let problem = "every hypothesis has the probability 0";
+        return Err(Error::operation(NAME, problem)
+            .remedy("Lower --min-length-ratio; if it is 0, the model's outputs are those of a training that failed"));
+    }
+    Ok(complete)
+}
+
+/// End detection: the search is over when the best hypotheses of the last so many lengths are worse than the best of all by this.
+const LENGTHS: usize = 3;
+const HOPELESS: f64 = -10.0;
+
+/// A hypothesis that goes on.
+struct Live {
+    /// Begins with the start symbol.
+    tokens: Vec<u32>,
+    parts: Parts,
+    state: Option<PrefixState>,
+}
+
+/// Sums of natural logarithms.
+#[derive(Debug, Clone, Copy, Default)]
+struct Parts {
+    score: f64,
+    attention: f64,
+    /// Of all labellings with this prefix; when complete, of this labelling.
+    ctc: f64,
+    language_model: f64,
+}
+
+/// A hypothesis and one symbol more.
+struct Candidate {
+    parent: usize,
+    token: u32,
+    /// Among the symbols that its parent was extended by.
+    place: usize,
+    parts: Parts,
+}
+
+impl Candidate {
+    /// Best first. No two are equal.
+    fn rank(&self, other: &Self) -> Ordering {
+        let by_score = other.parts.score.total_cmp(&self.parts.score);
+        by_score.then_with(|| (self.parent, self.token).cmp(&(other.parent, other.token)))
+    }
+}
+
+struct Search<'a> {
+    decoder: Option<Box<dyn Predictor + Send + 'a>>,
+    language_model: Option<Box<dyn Predictor + Send + 'a>>,
+    ctc: Option<PrefixScore>,
+    symbols: Symbols,
+    options: JointOptions,
+    least: usize,
+    most: usize,
+}
+
+impl<'a> Search<'a> {
+    fn new(utterance: Utterance<'a>, symbols: Symbols, options: &JointOptions) -> Result<Self> {
+        let Utterance { frames, ctc, decoder, language_model } = utterance;
+        let wrong = |problem: &str, remedy: &str| Err(Error::operation(NAME, problem).remedy(remedy));
+        if frames == 0 {
+            return wrong("the utterance has no frames", "Leave it out");
+        }
+        if symbols.count < 2 || symbols.end == BLANK || symbols.end as usize >= symbols.count {
+            return wrong("the end symbol is none of the symbols", "Give one that is above 0 and below their number");
+        }
+        let weight = options.ctc_weight;
+        let decoder = if weight < 1.0 { decoder } else { None };
+        if weight < 1.0 && decoder.is_none() {
+            return wrong("there is no attention decoder", "Use --ctc-weight 1: CTC alone");
+        }
+        let ctc = match ctc.filter(|_| weight > 0.0) {
+            Some(scores) => {
+                check_shape(NAME, scores, symbols.count)?;
+                if scores.len() != frames * symbols.count {
+                    return wrong(
+                        "the scores of CTC are of another number of frames",
+                        "Give those of the same utterance",
+                    );
+                }
+                Some(PrefixScore::new(scores, symbols)?)
+            }
+            None if weight > 0.0 => return wrong("there are no scores of CTC", "Use --ctc-weight 0: attention alone"),
+            None => None,
+        };
+        let most = match options.max_length_ratio {
+            0.0 => frames,
+            ratio => ((ratio * frames as f64) as usize).max(1),
+        };
+        let least = ((options.min_length_ratio * frames as f64) as usize).min(most);
+        let language_model = language_model.filter(|_| options.language_model_weight != 0.0);
+        Ok(Search { decoder, language_model, ctc, symbols, options: *options, least, most })
+    }
+
+    fn run(&mut self) -> Result<Vec<Scored>> {
+        let state = self.ctc.as_ref().map(PrefixScore::initial);
+        let mut live = vec![Live { tokens: vec![self.symbols.end], parts: Parts::default(), state }];
+        let mut complete: Vec<Scored> = Vec::new();
+        for length in 0..=self.most {
+            let (candidates, extensions) = self.extend(&live, length)?;
+            let mut next = Vec::new();
+            let mut parents = Vec::new();
+            for Candidate { parent, token, place, parts } in candidates {
+                let tokens = &live[parent].tokens;
+                if token == self.symbols.end {
+                    complete.push(self.completed(tokens[1..].to_vec(), parts));
+                    continue;
+                }
+                let state = extensions.get(parent).map(|extension| extension.state(place));
+                next.push(Live { tokens: tokens.iter().copied().chain([token]).collect(), parts, state });
+                parents.push(parent);
+            }
+            let over = self.options.max_length_ratio == 0.0 && is_hopeless(&complete, length);
+            if next.is_empty() || over {
+                break;
+            }
+            for model in [&mut self.decoder, &mut self.language_model].into_iter().flatten() {
+                model.select(&parents);
+            }
+            live = next;
+        }
+        Ok(complete)
+    }
+
+    fn completed(&self, tokens: Vec<u32>, parts: Parts) -> Scored {
+        Scored {
+            score: parts.score + self.options.penalty * (tokens.len() + 1) as f64,
+            tokens,
+            attention: self.decoder.is_some().then_some(parts.attention),
+            ctc: self.ctc.is_some().then_some(parts.ctc),
+            language_model: self.language_model.is_some().then_some(parts.language_model),
+        }
+    }
+
+    /// The best `beam` extensions of all hypotheses, which have `length` labels, and what CTC needs to go on from them.
+    fn extend(&mut self, live: &[Live], length: usize) -> Result<(Vec<Candidate>, Vec<Extension>)> {
+        let prefixes: Vec<&[u32]> = live.iter().map(|hypothesis| hypothesis.tokens.as_slice()).collect();
+        let count = self.symbols.count;
+        let attention = predicted(&mut self.decoder, &prefixes, count)?;
+        let language_model = predicted(&mut self.language_model, &prefixes, count)?;
+        let is_pruned = self.decoder.is_some() && self.ctc.is_some();
+        let mut found = self.candidates(live, length, &attention, &language_model, is_pruned);
+        if found.0.is_empty() && is_pruned {
+            // What the decoder likes best may have no room left in the frames; something else has.
+            found = self.candidates(live, length, &attention, &language_model, false);
+        }
+        keep_best(&mut found.0, self.options.beam, Candidate::rank);
+        Ok(found)
+    }
+
+    /// Every extension that has a probability, of those that are proposed.
+    fn candidates(
+        &self,
+        live: &[Live],
+        length: usize,
+        attention: &Option<Vec<f32>>,
+        language_model: &Option<Vec<f32>>,
+        is_pruned: bool,
+    ) -> (Vec<Candidate>, Vec<Extension>) {
+        let count = self.symbols.count;
+        let mut candidates = Vec::new();
+        let mut extensions = Vec::new();
+        for (parent, hypothesis) in live.iter().enumerate() {
+            let row = |scores: &Option<Vec<f32>>, token: u32| {
+                scores.as_ref().map_or(0.0, |scores| f64::from(scores[parent * count + token as usize]))
+            };
+            let tokens = self.proposed(length, is_pruned, |token| row(attention, token));
+            let extension = match (&self.ctc, &hypothesis.state) {
+                (Some(ctc), Some(state)) => Some(ctc.extend(state, &hypothesis.tokens[1..], &tokens)),
+                _ => None,
+            };
+            let weight = self.options.ctc_weight;
+            for (place, &token) in tokens.iter().enumerate() {
+                let Parts { score, attention: so_far, ctc: before, language_model: fluency } = hypothesis.parts;
+                let (heard, fluent) = (row(attention, token), row(language_model, token));
+                let ctc = extension.as_ref().map_or(0.0, |extension| extension.scores[place]);
+                // Nothing times minus infinity would not be a number.
+                let weighted = |weight: f64, part: f64| if weight == 0.0 { 0.0 } else { weight * part };
+                let score = score
+                    + weighted(1.0 - weight, heard)
+                    + weighted(weight, ctc - before)
+                    + weighted(self.options.language_model_weight, fluent);
+                if score > NEVER {
+                    let parts = Parts { score, attention: so_far + heard, ctc, language_model: fluency + fluent };
+                    candidates.push(Candidate { parent, token, place, parts });
+                }
+            }
+            extensions.extend(extension);
+        }
+        (candidates, extensions)
+    }
+
+    /// The symbols that a hypothesis with `length` labels is extended by, in the order of their ids.
+    fn proposed(&self, length: usize, is_pruned: bool, attention: impl Fn(u32) -> f64) -> Vec<u32> {
+        let end = self.symbols.end;
+        if length == self.most {
+            return vec![end];
+        }
+        let mut tokens: Vec<u32> =
+            (1..self.symbols.count as u32).filter(|&token| token != end || length >= self.least).collect();
+        if self.decoder.is_some() {
+            tokens.retain(|&token| attention(token) > NEVER);
+            if is_pruned {
+                let most = (3 * self.options.beam / 2).max(1);
+                keep_best(&mut tokens, most, |&a, &b| attention(b).total_cmp(&attention(a)).then(a.cmp(&b)));
+                tokens.sort_unstable();
+            }
+        }
+        tokens
+    }
+}
+
+/// The best `most` of all, best first.
+fn keep_best<T>(all: &mut Vec<T>, most: usize, rank: impl Fn(&T, &T) -> Ordering) {
+    if all.len() > most {
+        all.select_nth_unstable_by(most - 1, &rank);
+        all.truncate(most);
+    }
+    all.sort_unstable_by(rank);
+}
+
+/// ln p [hypotheses, symbols], if there is a model.
+fn predicted(
+    model: &mut Option<Box<dyn Predictor + Send + '_>>,
+    hypotheses: &[&[u32]],
+    symbols: usize,
+) -> Result<Option<Vec<f32>>> {
+    let Some(model) = model else { return Ok(None) };
+    let scores = model.step(hypotheses)?;
+    if scores.len() != hypotheses.len() * symbols {
+        let problem = format!("{} scores are not those of {} hypotheses", scores.len(), hypotheses.len());
+        return Err(Error::operation(NAME, problem).remedy("Give them as [hypotheses, symbols]"));
+    }
+    if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
+        let label = hypotheses.first().map_or(0, |hypothesis| hypothesis.len());
+        return Err(Error::operation(NAME, format!("label {label} has scores that are not finite numbers"))
+            .remedy("The network's weights or the features are not finite: look into the log of its training"));
+    }
+    Ok(Some(scores))
+}
+
+/// True if the best hypotheses of `length` labels and of the lengths before are all far behind the best of all.
+fn is_hopeless(complete: &[Scored], length: usize) -> bool {
+    let Some(best) = best_score(complete.iter()) else { return false };
+    (length + 1).checked_sub(LENGTHS).is_some_and(|first| {
+        (first..=length).all(|length| {
+            let same = best_score(complete.iter().filter(|scored| scored.tokens.len() == length));
+            same.is_some_and(|same| same - best < HOPELESS)
+        })
+    })
+}
+
+fn best_score<'a>(hypotheses: impl Iterator<Item = &'a Scored>) -> Option<f64> {
+    hypotheses.map(|scored| scored.score).reduce(f64::max)
+}
+
+#[cfg(test)]
+#[path = "joint_tests.rs"]
+mod tests;
