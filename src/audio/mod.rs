@@ -9,6 +9,7 @@
 //! | `validation` | which values of them are possible |
 //! | `window` | frames: how many, where they begin, their window |
 //! | `fbank` | log mel energies |
+//! | `pauses` | where a long recording is cut |
 //! | `pitch/` | Kaldi's pitch tracker and the features made of it |
 //! | `features` | all of it for one utterance |
 //! | `synthesis/` | a spoken corpus made by a machine, for the demo |
@@ -17,6 +18,7 @@ pub mod containers;
 pub mod fbank;
 pub mod features;
 pub mod options;
+pub mod pauses;
 pub mod pitch;
 pub mod reader;
 pub mod resample;

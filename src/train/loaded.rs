@@ -1,5 +1,6 @@
 //! A trained model, ready to recognise: weights, tokens, normalisation and feature options, from a run or from files.
 
+use crate::audio::pauses::parts;
 use crate::audio::{FeatureExtractor, read_audio, resample};
 use crate::data::BatchLimits;
 use crate::data::batch::pack;
@@ -21,6 +22,9 @@ use crate::train::weights::Weights;
 use crate::train::weights_reference::parse_reference;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Recordings longer than this, in seconds, are cut.
+const LONGEST_PART: f64 = 60.0;
 
 pub struct LoadedModel {
     pub recipe: Recipe,
@@ -107,7 +111,8 @@ impl LoadedModel {
         }
     }
 
-    /// What is said in an audio file; another sample rate than the training data's is resampled.
+    /// What is said in an audio file; another sample rate than the training data's is resampled. A file of more than a minute is cut at its pauses
+    /// and recognised part by part, so that an hour takes no more memory than a minute, but for its samples.
     ///
     /// # Errors
     /// If the file cannot be read, or the run does not know how its features were made.
@@ -122,7 +127,24 @@ impl LoadedModel {
             audio = resample(&audio, rate)?;
         }
         let name = path.display().to_string();
-        let features = FeatureExtractor::new(options, rate)?.compute(&audio.samples, &name)?;
+        let extractor = FeatureExtractor::new(options, rate)?;
+        let mut texts = Vec::new();
+        for part in parts(&audio.samples, rate, LONGEST_PART) {
+            texts.push(self.transcribe_part(&extractor, &audio.samples[part], &name, path, decoder)?);
+        }
+        texts.retain(|text| !text.is_empty());
+        Ok(texts.join(" "))
+    }
+
+    fn transcribe_part(
+        &self,
+        extractor: &FeatureExtractor,
+        samples: &[f32],
+        name: &str,
+        path: &Path,
+        decoder: Decoder,
+    ) -> Result<String> {
+        let features = extractor.compute(samples, name)?;
         let mut values = features.values;
         self.frontend.normalization.apply(&mut values, features.dimension);
         let batch = Batch {

@@ -1,4 +1,4 @@
-use super::{refuses, refuses_data};
+use super::{edit, refuses, refuses_data};
 use crate::corpus::{SAMPLE_RATE, corpus, ids, recordings_of, setting, train, trained};
 use crate::program::{headfirst, run_to_end};
 use headfirst::audio::synthesis::write_wav;
@@ -108,4 +108,50 @@ fn a_recording_that_was_made_otherwise_is_transcribed_or_refused_with_the_option
     let both = run_to_end(both);
     assert_eq!(both.code, Some(1));
     assert!(both.output.contains(mono.to_str().unwrap()) && both.errors.contains("--channel"), "{}", both.errors);
+}
+
+#[test]
+fn a_tenth_of_a_second_is_transcribed_and_trained_on() {
+    let (_, content) = good_audio();
+    let samples: Vec<i16> = content[44..].chunks(2).map(|bytes| i16::from_le_bytes([bytes[0], bytes[1]])).collect();
+    let folder = recordings_of("train");
+    let id = &ids("train")[3];
+    let short = folder.path().join(format!("audio/{id}.wav"));
+    write_wav(&short, SAMPLE_RATE, &samples[..SAMPLE_RATE as usize / 10]).unwrap();
+    let ended = run_to_end(transcribe(&short, &[]));
+    assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""));
+    edit(&folder.path().join("text"), |lines| {
+        let words = lines[3].split_once(' ').unwrap().1.to_string();
+        lines[3] += &format!(" {words} {words}");
+    });
+    let run = folder.path().join("run");
+    let ended = run_to_end(train(&run, &[&setting("train", folder.path()), "training.max_epochs=1"]));
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    // Its labels do not fit: it is named, and the others are trained on.
+    assert!(ended.errors.contains(&format!("utterance {id}: its labels do not fit its frames")), "{}", ended.errors);
+}
+
+#[test]
+fn a_long_recording_is_cut_at_its_pauses_and_transcribed() {
+    let (mono, content) = good_audio();
+    let samples: Vec<i16> = content[44..].chunks(2).map(|bytes| i16::from_le_bytes([bytes[0], bytes[1]])).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("long.wav");
+    // Three minutes, which is three parts or more.
+    let once: Vec<i16> = samples.iter().copied().chain([0; SAMPLE_RATE as usize / 2]).collect();
+    let times = 180 * SAMPLE_RATE as usize / once.len();
+    write_wav(&long, SAMPLE_RATE, &once.repeat(times)).unwrap();
+    let ended = run_to_end(transcribe(&long, &[]));
+    assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""));
+    let short = run_to_end(transcribe(&mono, &[]));
+    assert!(ended.output.len() >= short.output.len(), "{} {}", ended.output, short.output);
+}
+
+#[test]
+fn a_beam_of_0_is_refused() {
+    let (mono, _) = good_audio();
+    refuses(transcribe(&mono, &["--beam", "0"]), &["--beam: is 0", "Use 1 or more"]);
+    let mut evaluate = headfirst(["evaluate".as_ref(), trained().as_os_str()]);
+    evaluate.args(["--beam", "0"]);
+    refuses(evaluate, &["--beam: is 0", "Use 1 or more"]);
 }
