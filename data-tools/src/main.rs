@@ -6,12 +6,14 @@
 //! | `an4` | CMU's AN4 |
 //! | `features` | any Kaldi data folder with a `wav.scp` |
 //! | `folder` | writing a data folder: its tables and its features |
+//! | `pieces` | byte-pair and unigram pieces of transcripts |
 //! | `text` | any text: id files and a token list |
 //! | `wikitext` | WikiText-2 and WikiText-103 |
 
 mod an4;
 mod features;
 mod folder;
+mod pieces;
 mod text;
 mod wikitext;
 
@@ -48,6 +50,7 @@ pub struct Common {
 enum Command {
     An4(an4::Arguments),
     Features(features::Arguments),
+    Pieces(pieces::Arguments),
     Wikitext(wikitext::Arguments),
     Text(text::Arguments),
 }
@@ -70,6 +73,7 @@ fn run(cli: Cli) -> Result<()> {
     pool.install(|| match &cli.command {
         Command::An4(arguments) => an4::run(arguments, cli.common.quiet),
         Command::Features(arguments) => features::run(arguments, cli.common.quiet),
+        Command::Pieces(arguments) => pieces::run(arguments, cli.common.quiet),
         Command::Wikitext(arguments) => wikitext::run(arguments, cli.common.quiet),
         Command::Text(arguments) => text::run(arguments, cli.common.quiet),
     })

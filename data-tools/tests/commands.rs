@@ -52,3 +52,28 @@ fn a_small_folder_is_done_in_plain_lines_and_in_silence_when_quiet() {
     let output = data_tools(&["features", source, out.to_str().unwrap(), "--quiet"]);
     assert!(output.status.success() && output.stderr.is_empty());
 }
+
+#[test]
+fn pieces_of_a_folder_are_found_and_impossible_ones_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    std::fs::write(path("text"), "u1 THE CAT SAT <NOISE>\nu2 THE MAT SAT\n").unwrap();
+    std::fs::write(path("symbols"), "<NOISE>\n").unwrap();
+    let (source, out, symbols) = (path(""), path("pieces.json"), path("symbols"));
+    for kind in ["bpe", "unigram"] {
+        let arguments =
+            ["pieces", &source, &out, "--vocab", "9", "--kind", kind, "--non-linguistic", &symbols, "--quiet"];
+        let output = data_tools(&arguments);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && output.stdout.is_empty() && errors.is_empty(), "{errors}");
+        let text = std::fs::read_to_string(&out).unwrap();
+        assert!(text.contains("\u{2581}") && !text.contains("NOISE"), "{text}");
+    }
+    for (vocab, part) in [("2", "--vocab: is 2, but the transcripts have"), ("5000", "only")] {
+        let output = data_tools(&["pieces", &source, &out, "--vocab", vocab]);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && errors.contains(part), "{errors}");
+    }
+    let output = data_tools(&["pieces", &path("absent"), &out, "--vocab", "9"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("has no file text"));
+}

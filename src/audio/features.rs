@@ -91,6 +91,20 @@ impl FeatureExtractor {
     /// What [`read_audio`] reports; another sample rate and no `sample_frequency`; a recording that is shorter than one window.
     /// Each names the file.
     pub fn compute_file(&self, path: impl AsRef<Path>, channel: Option<usize>, utterance_id: &str) -> Result<Features> {
+        self.compute_file_at(path, channel, utterance_id, 1.0)
+    }
+
+    /// As [`compute_file`](Self::compute_file), of the file played at `speed`: 1.1 is shorter and higher, as `sox IN OUT speed 1.1` makes it.
+    ///
+    /// # Errors
+    /// Those of [`compute_file`](Self::compute_file); a speed at which no filter can be made.
+    pub fn compute_file_at(
+        &self,
+        path: impl AsRef<Path>,
+        channel: Option<usize>,
+        utterance_id: &str,
+        speed: f64,
+    ) -> Result<Features> {
         let path = path.as_ref();
         let mut audio: Audio = read_audio(path, channel)?;
         if audio.sample_rate != self.sample_rate {
@@ -103,6 +117,12 @@ impl FeatureExtractor {
                 )));
             }
             audio = resample(&audio, self.sample_rate)
+                .map_err(|error| Error { subject: crate::error::Subject::File(path.into()), ..error })?;
+        }
+        if speed != 1.0 {
+            // Played faster, a recording has more samples a second; brought back to the old rate, it has fewer of them.
+            let played = (f64::from(self.sample_rate) * speed).round() as u32;
+            audio = resample(&Audio { sample_rate: played, samples: audio.samples }, self.sample_rate)
                 .map_err(|error| Error { subject: crate::error::Subject::File(path.into()), ..error })?;
         }
         self.compute_or_problem(&audio.samples, utterance_id).map_err(|(problem, remedy)| {
@@ -178,6 +198,26 @@ mod tests {
         let extractor = FeatureExtractor::new(&FeatureOptions::default(), 16000).unwrap();
         let text = extractor.compute(&[0.0, 1e30].repeat(400), "loud").unwrap_err().to_string();
         assert!(text.contains("loud") && text.contains("not finite"), "{text}");
+    }
+
+    #[test]
+    fn a_faster_recording_is_shorter_and_higher() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tone.wav");
+        let tone = |index: u32| (8000.0 * (f64::from(index) * 1000.0 / 16000.0 * std::f64::consts::TAU).sin()) as i16;
+        fs::write(&path, wav_bytes(16000, 1, &(0..16000).map(tone).collect::<Vec<_>>())).unwrap();
+        let options = FeatureOptions { num_mel_bins: 80, dither: 0.0, ..Default::default() };
+        let extractor = FeatureExtractor::new(&options, 16000).unwrap();
+        let at = |speed| extractor.compute_file_at(&path, None, "a", speed).unwrap();
+        let loudest = |features: &Features| {
+            let row = &features.values[40 * 80..41 * 80];
+            (0..80).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap()
+        };
+        let (slow, same, fast) = (at(0.9), at(1.0), at(1.1));
+        assert_eq!(same, extractor.compute_file(&path, None, "a").unwrap());
+        // A second less a window of 25 ms, in steps of 10 ms: 1 / 0.9 s and 1 / 1.1 s are 1.111 s and 0.909 s.
+        assert_eq!((slow.frames, same.frames, fast.frames), (109, 98, 89));
+        assert!(loudest(&slow) < loudest(&same) && loudest(&same) < loudest(&fast));
     }
 
     #[test]

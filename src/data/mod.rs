@@ -8,9 +8,11 @@
 //! ```
 
 pub mod ark;
+pub mod augment;
 pub mod batch;
 pub mod cmvn;
 pub mod kaldi;
+pub mod pieces;
 pub mod prefetch;
 pub mod speech;
 pub mod streams;
@@ -21,9 +23,11 @@ pub mod tokens;
 pub mod vocabulary;
 
 pub use ark::{ArkWriter, FeatureArchive};
+pub use augment::{Draw, SpecAugment};
 pub use batch::{BatchLimits, BatchPlan, SpeechBatch};
 pub use cmvn::{Cmvn, Normalization};
 pub use kaldi::{DataFolder, Source};
+pub use pieces::{PieceKind, Pieces};
 pub use prefetch::Prefetch;
 pub use speech::{FeatureMatrix, FeatureProvider, SpeechData, SpeechUtterance};
 pub use subset::Subset;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::data::ark::FeatureArchive;
+use crate::data::augment::{Draw, SpecAugment};
 use crate::data::batch::{BatchLimits, BatchPlan, SpeechBatch, pack};
 use crate::data::cmvn::{Cmvn, Normalization};
 use crate::data::kaldi::{DataFolder, Source, Utterance};
@@ -182,9 +183,19 @@ impl SpeechData {
     /// # Errors
     /// Those of [`features`](Self::features), for the first utterance in the batch's order.
     pub fn assemble(&self, indices: &[usize]) -> Result<SpeechBatch> {
+        self.assemble_changed(indices, |_, _| ())
+    }
+
+    /// As [`assemble`](Self::assemble), after `change` has had the id and the normalised features of each utterance.
+    fn assemble_changed(&self, indices: &[usize], change: impl Fn(&str, &mut [f32])) -> Result<SpeechBatch> {
         let mut indices = indices.to_vec();
         indices.sort_by_key(|&k| (std::cmp::Reverse(self.utterances[k].frames), k));
-        let sequences = indices.iter().map(|&k| self.features(k)).collect::<Result<Vec<_>>>()?;
+        let changed = |k: usize| {
+            let mut features = self.features(k)?;
+            change(&self.utterances[k].id, &mut features);
+            Ok(features)
+        };
+        let sequences = indices.iter().map(|&k| changed(k)).collect::<Result<Vec<_>>>()?;
         let members: Vec<&SpeechUtterance> = indices.iter().map(|&k| &self.utterances[k]).collect();
         Ok(SpeechBatch {
             ids: members.iter().map(|utterance| utterance.id.clone()).collect(),
@@ -211,6 +222,19 @@ impl SpeechData {
     pub fn prefetch(self: &Arc<Self>, batches: Vec<Vec<usize>>, first: usize) -> Result<Prefetch<SpeechBatch>> {
         let data = Arc::clone(self);
         Prefetch::start(first, batches.len(), move |number| data.assemble(&batches[number]))
+    }
+
+    /// As [`prefetch`](Self::prefetch), warped and masked for one epoch of training.
+    pub fn prefetch_augmented(
+        self: &Arc<Self>,
+        batches: Vec<Vec<usize>>,
+        first: usize,
+        augment: &Arc<SpecAugment>,
+        draw: Draw,
+    ) -> Result<Prefetch<SpeechBatch>> {
+        let (data, augment, dimension) = (Arc::clone(self), Arc::clone(augment), self.dimension);
+        let change = move |id: &str, values: &mut [f32]| augment.apply(id, draw, values, dimension);
+        Prefetch::start(first, batches.len(), move |number| data.assemble_changed(&batches[number], &change))
     }
 }
 

@@ -28,7 +28,7 @@ fn value(n: usize, t: usize, d: usize) -> f32 {
 
 fn open(folder: &tempfile::TempDir) -> Result<SpeechData> {
     let folder = DataFolder::open(folder.path())?;
-    let tokens = TokenList::from_transcripts(Unit::Character, folder.transcripts())?;
+    let tokens = TokenList::from_transcripts(Unit::Character, &[], folder.transcripts())?;
     SpeechData::open(folder, &tokens, None, None)
 }
 
@@ -115,7 +115,7 @@ fn an_utterance_without_frames_is_an_error() {
 #[test]
 fn an_unknown_token_is_an_error_naming_the_utterance() {
     let folder = DataFolder::open(folder(&FOUR, |_| 2).path()).unwrap();
-    let tokens = TokenList::from_transcripts(Unit::Character, ["A"].into_iter()).unwrap();
+    let tokens = TokenList::from_transcripts(Unit::Character, &[], ["A"].into_iter()).unwrap();
     let error = SpeechData::open(folder, &tokens, None, None).err().expect("B is unknown").to_string();
     assert!(error.contains("utterance a: the character \"<space>\""), "{error}");
 }
@@ -123,7 +123,7 @@ fn an_unknown_token_is_an_error_naming_the_utterance() {
 #[test]
 fn a_subset_keeps_its_utterances_with_their_features() {
     let folder = folder(&FOUR, |_| 2);
-    let tokens = TokenList::from_transcripts(Unit::Character, ["A B"].into_iter()).unwrap();
+    let tokens = TokenList::from_transcripts(Unit::Character, &[], ["A B"].into_iter()).unwrap();
     let subset = Subset { fraction: 0.5, seed: 3, nested: true, complement_of: None };
     let data = SpeechData::open(DataFolder::open(folder.path()).unwrap(), &tokens, Some(&subset), None).unwrap();
     let chosen = subset.choose(4).unwrap();
@@ -141,7 +141,7 @@ fn audio_is_turned_into_features_by_the_provider() {
     {
         fs::write(folder.path().join(name), content).unwrap();
     }
-    let tokens = TokenList::from_transcripts(Unit::Character, ["AB"].into_iter()).unwrap();
+    let tokens = TokenList::from_transcripts(Unit::Character, &[], ["AB"].into_iter()).unwrap();
     let data_folder = || DataFolder::open(folder.path()).unwrap();
     let error = SpeechData::open(data_folder(), &tokens, None, None).err().expect("no provider").to_string();
     assert!(error.contains("has audio (wav.scp) but no features"), "{error}");

@@ -230,7 +230,8 @@ impl Vocabulary {
 /// The symbols of a line, without its end.
 fn pieces(unit: Unit, line: &str) -> Box<dyn Iterator<Item = &str> + '_> {
     match unit {
-        Unit::Word => Box::new(line.split_whitespace()),
+        // Pieces are written as words.
+        Unit::Word | Unit::Piece => Box::new(line.split_whitespace()),
         Unit::Character => Box::new(line.char_indices().map(move |(place, character)| match character {
             ' ' => SPACE,
             _ => &line[place..place + character.len_utf8()],

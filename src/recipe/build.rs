@@ -7,6 +7,7 @@ use toml::Value;
 use super::form;
 use super::source::Source;
 use super::*;
+use crate::data::augment::{Fill, MaskRule};
 
 pub fn build(source: &Source, folder: &Path) -> Result<Recipe> {
     let kind = source.choice("data.kind")?;
@@ -20,6 +21,7 @@ pub fn build(source: &Source, folder: &Path) -> Result<Recipe> {
         dropout_seed: seed_or_runs("dropout_seed")?,
         data: data(source, folder, kind)?,
         features: source.features.clone(),
+        augment: augment(source, kind)?,
         batch: batch(source, kind)?,
         model: model(source, kind)?,
         optimizer: optimizer(source)?,
@@ -28,6 +30,7 @@ pub fn build(source: &Source, folder: &Path) -> Result<Recipe> {
     };
     check_features(source, kind)?;
     check_text(source, &recipe)?;
+    check_pieces(source, &recipe)?;
     check_validation(source, &recipe)?;
     check_cascade(source, &recipe)?;
     Ok(recipe)
@@ -81,9 +84,39 @@ fn data(source: &Source, folder: &Path, kind: DataKind) -> Result<Data> {
         test: optional_path(source, "data.test", folder)?,
         tokens: source.choice("data.tokens")?,
         token_list: optional_path(source, "data.token_list", folder)?,
+        pieces: if kind == DataKind::Speech { optional_path(source, "data.pieces", folder)? } else { None },
+        non_linguistic: non_linguistic(source, folder, kind)?,
         cmvn: if kind == DataKind::Speech { source.choice("data.cmvn")? } else { Cmvn::None },
         subset: subset(source)?,
     })
+}
+
+fn non_linguistic(source: &Source, folder: &Path, kind: DataKind) -> Result<NonLinguistic> {
+    const KEY: &str = "data.non_linguistic";
+    if kind == DataKind::Text {
+        return Ok(NonLinguistic::List(Vec::new()));
+    }
+    match source.required(KEY, |value| Some(value.clone()))? {
+        Value::String(path) => resolve(source, KEY, folder, &path).map(NonLinguistic::File),
+        list => Ok(NonLinguistic::List(form::texts(&list).unwrap_or_default())),
+    }
+}
+
+/// Pieces are needed for tokens that are pieces, and for no others.
+fn check_pieces(source: &Source, recipe: &Recipe) -> Result<()> {
+    match (recipe.data.tokens, &recipe.data.pieces) {
+        (Tokens::Bpe, None) if recipe.cascade.classifier_from.is_empty() => Err(source.impossible(
+            "data.tokens",
+            "data.tokens is \"bpe\", and data.pieces, which splits words, is missing",
+            "Make it with `data-tools pieces`, and name it",
+        )),
+        (Tokens::Char | Tokens::Word, Some(_)) => Err(source.impossible(
+            "data.pieces",
+            "data.pieces has an effect only with data.tokens = \"bpe\"",
+            "Remove it, or choose those tokens",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn subset(source: &Source) -> Result<Subset> {
@@ -106,6 +139,33 @@ fn subset(source: &Source) -> Result<Subset> {
         nested: source.flag("data.subset.nested")?,
         complement_of,
     })
+}
+
+fn augment(source: &Source, kind: DataKind) -> Result<Augment> {
+    if kind == DataKind::Text {
+        let features = SpecAugment {
+            time_warp: 0,
+            frequency_masks: 0,
+            frequency_mask_width: 0,
+            time_masks: 0,
+            time_mask_width: 0,
+            time_mask_limit: 0.0,
+            mask_rule: MaskRule::Paper,
+            fill: Fill::Zero,
+        };
+        return Ok(Augment { speeds: vec![1.0], features });
+    }
+    let features = SpecAugment {
+        time_warp: source.whole("augment.time_warp")?,
+        frequency_masks: source.whole("augment.frequency_masks")?,
+        frequency_mask_width: source.whole("augment.frequency_mask_width")?,
+        time_masks: source.whole("augment.time_masks")?,
+        time_mask_width: source.whole("augment.time_mask_width")?,
+        time_mask_limit: source.number("augment.time_mask_limit")?,
+        mask_rule: source.choice("augment.mask_rule")?,
+        fill: source.choice("augment.fill")?,
+    };
+    Ok(Augment { speeds: source.required("augment.speeds", form::numbers)?, features })
 }
 
 fn batch(source: &Source, kind: DataKind) -> Result<Batch> {
@@ -281,6 +341,11 @@ fn check_text(source: &Source, recipe: &Recipe) -> Result<()> {
 fn check_validation(source: &Source, recipe: &Recipe) -> Result<()> {
     if recipe.data.valid.is_some() {
         return Ok(());
+    }
+    if recipe.augment.speeds != [1.0] {
+        let problem =
+            "augment.speeds changes the training set, which is the validation set too: there is no data.valid";
+        return Err(source.impossible("augment.speeds", problem, "Add data.valid"));
     }
     let refuse = |key: &str, value: String| {
         let problem = format!("{key} is {value}, which compares on the validation set, and there is no data.valid");

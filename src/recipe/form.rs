@@ -22,9 +22,13 @@ pub enum Form {
     /// At least one whole number, both ends allowed.
     WholeList(i64, i64),
     Number(Interval),
+    /// Different numbers, at least one.
+    NumberList(Interval),
     Path,
     /// A path, or "" for none.
     PathOrNone,
+    /// A path, or a list of different symbols without white space.
+    Symbols,
     /// Lists of whole numbers from 1.
     Compositions,
     /// A text or a list of different texts: RUN, RUN/STAGE, RUN/STAGE@EPOCH.
@@ -106,8 +110,10 @@ impl fmt::Display for Form {
             Form::Whole(least, most) => write!(f, "a whole number from {least} to {most}"),
             Form::WholeList(least, most) => write!(f, "a list of whole numbers from {least} to {most}"),
             Form::Number(interval) => write!(f, "{interval}"),
+            Form::NumberList(interval) => write!(f, "a list of different numbers, each {interval}, at least one"),
             Form::Path => write!(f, "a path in quotes"),
             Form::PathOrNone => write!(f, "a path in quotes; \"\" = none"),
+            Form::Symbols => write!(f, "a path in quotes, or a list of different symbols; [] = none"),
             Form::Compositions => write!(f, "a list of lists of whole numbers from 1"),
             Form::Classifiers => {
                 write!(
@@ -138,8 +144,17 @@ impl Form {
             Form::WholeList(least, most) => whole_list(value)
                 .is_some_and(|list| !list.is_empty() && list.iter().all(|n| (*least..=*most).contains(n))),
             Form::Number(interval) => number(value).is_some_and(|number| interval.contains(number)),
+            Form::NumberList(interval) => numbers(value).is_some_and(|list| {
+                !list.is_empty() && all_different(&list) && list.iter().all(|&number| interval.contains(number))
+            }),
             Form::Path => value.as_str().is_some_and(|path| !path.is_empty() && !path.contains('\0')),
             Form::PathOrNone => value.as_str().is_some_and(|path| !path.contains('\0')),
+            Form::Symbols => match value {
+                Value::String(_) => Form::Path.accepts(value),
+                _ => {
+                    texts(value).is_some_and(|texts| all_different(&texts) && texts.iter().all(|text| is_symbol(text)))
+                }
+            },
             Form::Compositions => compositions(value).is_some_and(|lists| {
                 lists.iter().all(|list| !list.is_empty() && list.iter().all(|&groups| groups >= 1))
             }),
@@ -155,6 +170,10 @@ fn is_name(name: &str) -> bool {
     !name.starts_with(['.', '-']) && !name.is_empty() && name.len() <= 200 && name.chars().all(inner)
 }
 
+fn is_symbol(text: &str) -> bool {
+    !text.is_empty() && !text.contains(char::is_whitespace)
+}
+
 fn all_different<T: PartialEq>(list: &[T]) -> bool {
     list.iter().enumerate().all(|(index, item)| !list[..index].contains(item))
 }
@@ -162,6 +181,10 @@ fn all_different<T: PartialEq>(list: &[T]) -> bool {
 /// A whole number is a number too: `learning_rate = 1`.
 pub fn number(value: &Value) -> Option<f64> {
     value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))
+}
+
+pub fn numbers(value: &Value) -> Option<Vec<f64>> {
+    value.as_array()?.iter().map(number).collect()
 }
 
 pub fn seed(value: &Value) -> Option<u64> {

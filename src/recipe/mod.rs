@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub use text::help;
 
+use crate::data::augment::SpecAugment;
 use crate::error::{Error, Result};
 use crate::nn::Scheme;
 use crate::optim::Method;
@@ -41,6 +42,8 @@ pub struct Recipe {
     pub data: Data,
     /// The options of the feature extraction, as they stand: see [`Recipe::features_as`].
     pub features: toml::Table,
+    /// Speech; nothing for text.
+    pub augment: Augment,
     pub batch: Batch,
     pub model: Model,
     pub optimizer: Optimizer,
@@ -96,9 +99,22 @@ pub struct Data {
     /// None: made from the training set.
     #[serde(serialize_with = "path_or_empty")]
     pub token_list: Option<PathBuf>,
+    /// Speech with tokens "bpe": what splits words.
+    #[serde(serialize_with = "path_or_empty")]
+    pub pieces: Option<PathBuf>,
+    /// Speech: symbols that are never split.
+    pub non_linguistic: NonLinguistic,
     /// Speech; `None` for text.
     pub cmvn: Cmvn,
     pub subset: Subset,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum NonLinguistic {
+    /// One symbol a line.
+    File(PathBuf),
+    List(Vec<String>),
 }
 
 /// The part of the training set to train on.
@@ -110,6 +126,15 @@ pub struct Subset {
     pub nested: bool,
     /// In [0, 1): the subset is drawn from outside the subset of this fraction and the same seed; 0: from all.
     pub complement_of: f64,
+}
+
+/// What is made of the training set.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Augment {
+    /// [1.0]: as it is.
+    pub speeds: Vec<f64>,
+    #[serde(flatten)]
+    pub features: SpecAugment,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -82,6 +82,10 @@ fn one_of_each_kind() -> Vec<Recipe> {
             "seeds=[1, 2]",
             "init_seed=7",
             "model.subsample=[2, 1]",
+            "data.tokens=bpe",
+            "augment={speeds=[0.9, 1.0, 1.1], time_warp=5, frequency_masks=2, time_masks=2, mask_rule='espnet'}",
+            "data.pieces=pieces.json",
+            "data.non_linguistic=['<NOISE>', '[laughter]']",
         ]),
         small(&[
             "optimizer={kind='adam', beta2=0.98}",
@@ -154,6 +158,7 @@ fn every_word_of_every_choice_can_be_chosen() {
             ("cascade.strategy", "fixed") => vec!["cascade.compositions=[[1, 2]]"],
             ("cascade.inner", "always") => vec!["cascade.strategy=cut-search"],
             ("optimizer.nesterov", _) => vec!["optimizer.momentum=0.5"],
+            ("data.tokens", "bpe") => vec!["data.pieces=pieces.json"],
             ("data.cmvn", "classifier") => vec!["cascade.classifier_from=../runs/other/joint"],
             _ => vec![],
         }

@@ -1,14 +1,16 @@
 //! The data of a run, as its recipe names it: training, validation and test sets, tokens, normalisation, feature options.
 
 use crate::audio::{FeatureExtractor, FeatureOptions, Features};
+use crate::data::augment::{SpecAugment, at_speeds};
 use crate::data::batch::BatchLimits;
 use crate::data::cmvn::{Cmvn, Normalization};
 use crate::data::kaldi::{DataFolder, Source};
+use crate::data::pieces::Pieces;
 use crate::data::speech::{FeatureMatrix, SpeechData};
 use crate::data::subset::Subset;
-use crate::data::tokens::TokenList;
+use crate::data::tokens::{TokenList, Unit, read_non_linguistic};
 use crate::error::{Error, Result};
-use crate::recipe::{self, Batch, Recipe};
+use crate::recipe::{self, Batch, NonLinguistic, Recipe};
 use crate::train::progress::{Counted, Mode};
 use crate::train::run_folder::{self, RunFolder};
 use crate::train::task::token_unit as unit;
@@ -31,6 +33,8 @@ pub struct Corpus {
     pub test: Option<Arc<SpeechData>>,
     pub frontend: Frontend,
     pub limits: BatchLimits,
+    /// Of the training set alone, while it is trained on.
+    pub augment: Arc<SpecAugment>,
 }
 
 impl Corpus {
@@ -58,7 +62,7 @@ impl Corpus {
             check_dimension(set, &train)?;
         }
         let limits = BatchLimits { utterances, max_frames, max_labels };
-        Ok(Corpus { train, valid, test, frontend, limits })
+        Ok(Corpus { train, valid, test, frontend, limits, augment: Arc::new(recipe.augment.features.clone()) })
     }
 }
 
@@ -71,10 +75,9 @@ fn open_training_set(
 ) -> Result<(SpeechData, Frontend)> {
     let data = &recipe.data;
     let folder = DataFolder::open(&data.train)?;
-    let tokens = match (&frontend, &data.token_list) {
-        (Some(frontend), _) => frontend.tokens.clone(),
-        (None, Some(path)) => TokenList::load(unit(data.tokens)?, path)?,
-        (None, None) => TokenList::from_transcripts(unit(data.tokens)?, folder.transcripts())?,
+    let tokens = match &frontend {
+        Some(frontend) => frontend.tokens.clone(),
+        None => token_list(data, &folder)?,
     };
     let features = match frontend.as_ref().and_then(|frontend| frontend.features.clone()) {
         Some(features) => Some(features),
@@ -83,7 +86,15 @@ fn open_training_set(
     let extractor = extractor(features.as_ref(), &folder)?;
     // The rate of the recordings is the model's from now on: others are resampled.
     let features = extractor.as_ref().map(FeatureExtractor::options).or(features);
-    let mut train = open_set(folder, &tokens, subset(&data.subset).as_ref(), extractor.as_ref(), mode)?;
+    let (speeds, subset) = (&recipe.augment.speeds, subset(&data.subset));
+    let mut train = match speeds.as_slice() {
+        [1.0] => open_set(folder, &tokens, subset.as_ref(), extractor.as_ref(), mode, |_| 1.0)?,
+        speeds => {
+            let (copies, speed_of) = at_speeds(folder, speeds, subset.as_ref())?;
+            let speed_of = |id: &str| speed_of.get(id).copied().unwrap_or(1.0);
+            open_set(copies, &tokens, None, extractor.as_ref(), mode, speed_of)?
+        }
+    };
     let normalization = match frontend {
         Some(frontend) if keep_normalization => frontend.normalization,
         _ => match data.cmvn {
@@ -94,6 +105,28 @@ fn open_training_set(
     };
     train.normalize(normalization.clone())?;
     Ok((train, Frontend { tokens, normalization, features }))
+}
+
+fn non_linguistic(data: &recipe::Data) -> Result<Vec<String>> {
+    match &data.non_linguistic {
+        NonLinguistic::File(path) => read_non_linguistic(path),
+        NonLinguistic::List(symbols) => Ok(symbols.clone()),
+    }
+}
+
+/// The tokens that a recipe names, or that are made from the training set.
+fn token_list(data: &recipe::Data, folder: &DataFolder) -> Result<TokenList> {
+    let unit = unit(data.tokens)?;
+    let whole = non_linguistic(data)?;
+    let named = data.token_list.as_ref().map(|path| TokenList::load(unit, path)).transpose()?;
+    let mut tokens = match (named, &data.pieces) {
+        (None, Some(pieces)) => TokenList::of_pieces(Arc::new(Pieces::load(pieces)?), &whole),
+        (None, None) => TokenList::from_transcripts(unit, &whole, folder.transcripts())?,
+        (Some(named), Some(pieces)) => named.with_pieces(Arc::new(Pieces::load(pieces)?))?,
+        (Some(named), None) => named,
+    };
+    tokens.keep_whole(&whole);
+    Ok(tokens)
 }
 
 impl Frontend {
@@ -112,7 +145,7 @@ impl Frontend {
     pub fn open_set(&self, path: &Path, mode: Mode) -> Result<SpeechData> {
         let folder = DataFolder::open(path)?;
         let extractor = extractor(self.features.as_ref(), &folder)?;
-        let mut data = open_set(folder, &self.tokens, None, extractor.as_ref(), mode)?;
+        let mut data = open_set(folder, &self.tokens, None, extractor.as_ref(), mode, |_| 1.0)?;
         data.normalize(self.normalization.clone())?;
         Ok(data)
     }
@@ -123,7 +156,14 @@ impl Frontend {
     /// A file of the run that is missing or damaged.
     pub fn of_run(folder: &RunFolder, recipe: &Recipe) -> Result<Self> {
         let path = |name: &str| folder.path().join(name);
-        let tokens = TokenList::load(unit(recipe.data.tokens)?, path(run_folder::TOKENS))?;
+        let mut tokens = TokenList::load(unit(recipe.data.tokens)?, path(run_folder::TOKENS))?;
+        if tokens.unit() == Unit::Piece {
+            tokens = tokens.with_pieces(Arc::new(Pieces::load(path(run_folder::PIECES))?))?;
+        }
+        // Those of the list are known; a file with more of them need not exist any longer.
+        if let Ok(whole) = non_linguistic(&recipe.data) {
+            tokens.keep_whole(&whole);
+        }
         let normalization = match recipe.data.cmvn {
             _ if path(run_folder::CMVN).is_file() => Normalization::Global(Cmvn::load(path(run_folder::CMVN))?),
             recipe::Cmvn::Utterance => Normalization::Utterance,
@@ -194,13 +234,14 @@ fn open_set(
     subset: Option<&Subset>,
     extractor: Option<&FeatureExtractor>,
     mode: Mode,
+    speed_of: impl Fn(&str) -> f64 + Sync,
 ) -> Result<SpeechData> {
     let Some(extractor) = extractor else { return SpeechData::open(folder, tokens, subset, None) };
     let all = folder.utterances.len();
     let utterances = subset.map_or(Ok(all), |subset| subset.choose(all).map(|chosen| chosen.len()))?;
     let progress = Counted::new(mode, &folder.path.display().to_string(), utterances);
     let provider = |id: &str, path: &Path| {
-        let Features { frames, dimension, values } = extractor.compute_file(path, None, id)?;
+        let Features { frames, dimension, values } = extractor.compute_file_at(path, None, id, speed_of(id))?;
         progress.advance(1);
         Ok(FeatureMatrix { frames, dimension, values })
     };

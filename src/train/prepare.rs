@@ -2,9 +2,9 @@
 
 use crate::backend::cpu::ctc;
 use crate::backend::cuda::matmul::Arithmetic;
-use crate::data::Vocabulary;
 use crate::data::speech::{SpeechData, SpeechUtterance};
 use crate::data::tokens::TokenList;
+use crate::data::{Pieces, Vocabulary};
 use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
 use crate::models::Network;
@@ -17,7 +17,7 @@ use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
 use crate::train::progress::Mode;
 use crate::train::run_folder::{self, RunFolder};
-use crate::train::task::{SpeechTask, token_unit};
+use crate::train::task::{SpeechTask, token_unit, token_word};
 use crate::train::text_corpus::{TextCorpus, TextTask, vocabulary_of};
 use crate::train::weights_reference::{WeightsReference, resolve_reference};
 
@@ -50,7 +50,9 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mo
         (Some(folder), _) => (Some(Frontend::of_run(folder, recipe)?), true),
         (None, Some(classifier)) => {
             let other = RunFolder::open(&classifier.run)?;
-            let frontend = Frontend::of_run(&other, &recipe_of(&other)?)?;
+            let theirs = recipe_of(&other)?;
+            check_token_kind(recipe, &theirs, classifier)?;
+            let frontend = Frontend::of_run(&other, &theirs)?;
             check_token_list(recipe, classifier, &frontend.tokens)?;
             (Some(frontend), recipe.data.cmvn == recipe::Cmvn::Classifier)
         }
@@ -183,8 +185,31 @@ fn check_feasible(set: &SpeechData, model: &BlstmCtc) -> Result<()> {
         .remedy("Check the transcripts against the recordings, or keep more frames (model.subsample)"))
 }
 
+/// Words and characters may look alike, but a model of one is none of the other.
+fn check_token_kind(recipe: &Recipe, theirs: &Recipe, classifier: &WeightsReference) -> Result<()> {
+    if recipe.data.tokens == theirs.data.tokens {
+        return Ok(());
+    }
+    let problem = format!(
+        "is \"{}\", but the classifier's run {} has \"{}\"",
+        token_word(recipe.data.tokens),
+        classifier.run.display(),
+        token_word(theirs.data.tokens)
+    );
+    Err(Error::key("data.tokens", problem).remedy(format!(
+        "Write tokens = \"{}\", or take the classifier from a run with your kind of tokens",
+        token_word(theirs.data.tokens)
+    )))
+}
+
 /// A token list that the recipe names must be that of the classifier, which decides.
 fn check_token_list(recipe: &Recipe, classifier: &WeightsReference, tokens: &TokenList) -> Result<()> {
+    if let Some(path) = &recipe.data.pieces
+        && tokens.pieces() != Some(&Pieces::load(path)?)
+    {
+        let problem = format!("{} has not the pieces of {}", path.display(), classifier.run.display());
+        return Err(Error::key("data.pieces", problem).remedy("Leave it out: the classifier's are used"));
+    }
     let Some(path) = &recipe.data.token_list else { return Ok(()) };
     let named = TokenList::load(tokens.unit(), path)?;
     if let Some(difference) = difference(named.symbols(), tokens.symbols()) {
@@ -199,6 +224,11 @@ fn check_classifier(reference: &WeightsReference, corpus: &Corpus, model: &Blstm
     let folder = RunFolder::open(&reference.run)?;
     let tokens = Frontend::of_run(&folder, &recipe_of(&folder)?)?.tokens;
     check_same_tokens(reference, tokens.symbols(), corpus.frontend.tokens.symbols())?;
+    if tokens.pieces() != corpus.frontend.tokens.pieces() {
+        let problem = format!("{} splits words into the same pieces, but otherwise", reference.run.display());
+        return Err(Error::key("cascade.classifier_from", problem)
+            .remedy("Take classifiers from runs with the same pieces.json"));
+    }
     check_shapes(reference, model.structure(), groups)
 }
 

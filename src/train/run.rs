@@ -253,6 +253,7 @@ fn write_start(recipe: &Recipe, folder: &RunFolder, kept: Kept) -> Result<()> {
         recipe: &recipe.filled()?,
         tokens: Some(&kept.tokens),
         features: kept.features.as_deref(),
+        pieces: kept.pieces.as_deref(),
         cmvn: kept.cmvn.as_deref(),
     })
 }

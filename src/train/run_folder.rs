@@ -28,6 +28,8 @@ pub const RECIPE: &str = "recipe.toml";
 pub const TOKENS: &str = "tokens.txt";
 pub const FEATURES: &str = "features.toml";
 pub const CMVN: &str = "cmvn.safetensors";
+/// What splits words, if the tokens are pieces.
+pub const PIECES: &str = "pieces.json";
 pub const LOG: &str = "log.jsonl";
 pub const RESULT: &str = "result.json";
 pub const REPORT: &str = "report.html";
@@ -45,6 +47,7 @@ pub struct StartFiles<'a> {
     pub tokens: Option<&'a str>,
     pub features: Option<&'a str>,
     pub cmvn: Option<&'a [u8]>,
+    pub pieces: Option<&'a str>,
 }
 
 /// A run's folder. Created or resumed it is locked until dropped; opened it is for reading.
@@ -100,7 +103,7 @@ impl RunFolder {
                 .remedy("Go on with it: --resume. Or start another beside it: --out FOLDER"));
         }
         // A start that was killed before its recipe was written leaves some of these; they are written anew.
-        let ours = |name: &str| [TOKENS, FEATURES, CMVN, LOCK].contains(&name) || files::is_temporary(name);
+        let ours = |name: &str| [TOKENS, FEATURES, CMVN, PIECES, LOCK].contains(&name) || files::is_temporary(name);
         if let Some(other) = names_in(path).into_iter().find(|name| !ours(name)) {
             return Err(Error::file(path, format!("is not empty (it holds {other}) and is no run"))
                 .remedy("Name an empty or a new folder: --out FOLDER"));
@@ -176,7 +179,7 @@ impl RunFolder {
 
     /// Writes the start files, the recipe last: from then on the folder is a run.
     pub fn write_start(&self, start: &StartFiles) -> Result<()> {
-        for (name, content) in [(TOKENS, start.tokens), (FEATURES, start.features)] {
+        for (name, content) in [(TOKENS, start.tokens), (FEATURES, start.features), (PIECES, start.pieces)] {
             content.map_or(Ok(()), |text| write_bytes(self.path.join(name), text))?;
         }
         start.cmvn.map_or(Ok(()), |bytes| write_bytes(self.path.join(CMVN), bytes))?;

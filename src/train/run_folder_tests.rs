@@ -9,6 +9,7 @@ fn started(folder: &Path) -> RunFolder {
         tokens: Some("<blank>\na\n"),
         features: None,
         cmvn: Some(b"BFM"),
+        pieces: None,
     })
     .unwrap();
     run

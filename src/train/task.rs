@@ -2,6 +2,7 @@
 //! plan is the same for every kind.
 
 use crate::data::Unit as TokenUnit;
+use crate::data::augment::Draw;
 use crate::data::batch::SpeechBatch;
 use crate::device::Device;
 use crate::error::Result;
@@ -57,11 +58,11 @@ pub trait Task {
     fn epoch(&self, seed: u64, epoch: usize) -> Result<Vec<Self::Piece>>;
     /// Frames or tokens of a batch.
     fn size(&self, piece: &Self::Piece) -> u64;
-    /// The batches from number `first` on.
+    /// The batches from number `first` on. What is random in them follows from `draw`.
     ///
     /// # Errors
     /// If they cannot be assembled; then an item is an error, too.
-    fn batches<'a>(&'a self, pieces: &'a [Self::Piece], first: usize) -> Result<Batches<'a, Self::Batch>>;
+    fn batches<'a>(&'a self, pieces: &'a [Self::Piece], first: usize, draw: Draw) -> Result<Batches<'a, Self::Batch>>;
     /// Before the first batch of an epoch.
     fn carried(&self, device: &Device) -> Self::Carried;
     /// Its tensors with their names in a saved state.
@@ -121,6 +122,8 @@ pub struct Kept {
     pub tokens: String,
     pub features: Option<String>,
     pub cmvn: Option<Vec<u8>>,
+    /// What splits words, if the tokens are pieces.
+    pub pieces: Option<String>,
 }
 
 /// What a training step came to.
@@ -216,6 +219,7 @@ impl Task for SpeechTask {
             tokens: tokens.to_text(),
             features: features.as_ref().map(|features| features.to_toml()).transpose()?,
             cmvn: self.corpus.frontend.cmvn().map(|cmvn| cmvn.to_bytes()).transpose()?,
+            pieces: tokens.pieces().map(|pieces| pieces.to_json().to_string()),
         })
     }
 
@@ -227,8 +231,12 @@ impl Task for SpeechTask {
         piece.iter().map(|&index| self.corpus.train.utterances()[index].frames as u64).sum()
     }
 
-    fn batches<'a>(&'a self, pieces: &'a [Vec<usize>], first: usize) -> Result<Batches<'a, SpeechPiece>> {
-        let batches = self.corpus.train.prefetch(pieces.to_vec(), first)?;
+    fn batches<'a>(&'a self, pieces: &'a [Vec<usize>], first: usize, draw: Draw) -> Result<Batches<'a, SpeechPiece>> {
+        let Corpus { train, augment, .. } = &self.corpus;
+        let batches = match augment.is_active() {
+            true => train.prefetch_augmented(pieces.to_vec(), first, augment, draw)?,
+            false => train.prefetch(pieces.to_vec(), first)?,
+        };
         Ok(Box::new(batches.map(|batch| batch.map(SpeechPiece::from))))
     }
 
@@ -327,9 +335,14 @@ impl Task for SpeechTask {
 /// # Errors
 /// A kind that is not there yet.
 pub fn token_unit(tokens: crate::recipe::Tokens) -> Result<TokenUnit> {
-    TokenUnit::parse(match tokens {
+    TokenUnit::parse(token_word(tokens))
+}
+
+/// As a recipe writes it.
+pub fn token_word(tokens: crate::recipe::Tokens) -> &'static str {
+    match tokens {
         crate::recipe::Tokens::Char => "char",
         crate::recipe::Tokens::Word => "word",
         crate::recipe::Tokens::Bpe => "bpe",
-    })
+    }
 }

@@ -1,5 +1,6 @@
 //! Texts and a language model: what a recipe with `data.kind = "text"` names, its batches, and how a text is scored.
 
+use crate::data::augment::Draw;
 use crate::data::streams::{Sentences, Streams, TextBatch, TrainingWindow, training_windows};
 use crate::data::text::{TOKENS, is_id_file};
 use crate::data::{TextData, Vocabulary};
@@ -274,7 +275,7 @@ impl Task for TextTask {
         }
     }
 
-    fn batches<'a>(&'a self, pieces: &'a [TextPiece], first: usize) -> Result<Batches<'a, NamedBatch>> {
+    fn batches<'a>(&'a self, pieces: &'a [TextPiece], first: usize, _: Draw) -> Result<Batches<'a, NamedBatch>> {
         let sentences = self.sentences_of_training();
         Ok(Box::new(pieces.iter().skip(first).map(move |piece| self.batch(piece, sentences.as_ref()))))
     }

@@ -3,12 +3,16 @@
 
 /// Recordings that cannot be read, or were made otherwise than those of the corpus.
 mod audio;
+/// Masks and speeds that cannot be.
+mod augment;
 /// Data folders, their features and their transcripts.
 mod data;
 /// Disks that are full, and places that cannot be written.
 mod disk;
 /// Recipes, runs and weights that cannot be, are damaged or do not fit; a training that diverges.
 mod runs;
+/// Tokens that a list lacks, pieces that are missing, and kinds of tokens that do not go together.
+mod tokens;
 
 use crate::corpus::{setting, train};
 use crate::program::{Ended, run_to_end};

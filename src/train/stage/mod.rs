@@ -8,6 +8,7 @@ mod state;
 pub use result::process_peak;
 
 use crate::cascade::Stage;
+use crate::data::augment::Draw;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::Network;
@@ -172,7 +173,7 @@ impl<'a, T: Task> StageRun<'a, T> {
             frames_done: frames(&batches[..first.min(batches.len())]),
             unit: task.unit(),
         });
-        for batch in task.batches(&batches, first)? {
+        for batch in task.batches(&batches, first, Draw { seed, epoch })? {
             let begin = Instant::now();
             self.train_batch(batch?)?;
             self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
