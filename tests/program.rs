@@ -89,3 +89,15 @@ pub fn limit_file_size(command: &mut Command, bytes: u64) {
         });
     }
 }
+
+/// The program cannot have more than `bytes` of data in memory.
+pub fn limit_memory(command: &mut Command, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: between fork and exec only one system call is made, which may be made there.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_DATA, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}

@@ -229,11 +229,9 @@ fn unigram(vocabulary: usize, counts: BTreeMap<String, u32>) -> std::result::Res
         .unk_token(Some(UNKNOWN.into()))
         .build()?;
     let mut model = Unigram::default();
-    // Sums over words in an order of the threads' choice would give other pieces on another day.
+    // Sums over words in an order of the threads' choice would give other pieces on another day. The switch is the whole process's, so it stays.
     tokenizers::parallelism::set_parallelism(false);
-    let trained = trainer.do_train(counts.into_iter().collect(), &mut model);
-    tokenizers::parallelism::set_parallelism(true);
-    trained?;
+    trainer.do_train(counts.into_iter().collect(), &mut model)?;
     Unigram::from(in_order(model.iter().cloned().collect()), Some(0), false)
 }
 
