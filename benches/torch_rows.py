@@ -113,6 +113,51 @@ def blstm_ctc(layers: int, units: int, batch: int, frames: int, frozen: int, dev
     return step
 
 
+class AwdLstm(nn.Module):
+    """Embedding, LSTMs, and a softmax whose weight is the embedding's. Tokens [T, N] -> logits [T N, words]."""
+
+    def __init__(self, words: int, width: int, units: int, layers: int):
+        super().__init__()
+        widths = [width] + [units] * (layers - 1) + [width]
+        self.encoder = nn.Embedding(words, width)
+        self.rnns = nn.ModuleList(nn.LSTM(a, b) for a, b in zip(widths, widths[1:]))
+        self.decoder = nn.Linear(width, words)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, tokens: torch.Tensor, states: list) -> tuple[torch.Tensor, list]:
+        hidden, after = self.encoder(tokens), []
+        for rnn, state in zip(self.rnns, states):
+            hidden, state = rnn(hidden, state)
+            after.append(tuple(part.detach() for part in state))
+        return self.decoder(hidden.flatten(0, 1)), after
+
+
+def awd_lstm(batch: int, steps: int, frozen: int, device: torch.device) -> Step:
+    """A training step with SGD and without dropout, states carried; frozen: embedding and softmax."""
+    words, layers = 33278, 3
+    model = AwdLstm(words, 400, 1150, layers).to(device)
+    nn.init.uniform_(model.encoder.weight, -0.1, 0.1)
+    nn.init.zeros_(model.decoder.bias)
+    if frozen:
+        model.encoder.requires_grad_(False)
+        model.decoder.requires_grad_(False)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimizer = torch.optim.SGD(trainable, lr=30.0, weight_decay=1.2e-6, **fused)
+    tokens, targets = (torch.randint(0, words, (steps, batch)).to(device) for _ in range(2))
+    states: list = [None] * layers
+
+    def step() -> None:
+        nonlocal states
+        optimizer.zero_grad(set_to_none=True)
+        logits, states = model(tokens, states)
+        cross_entropy(logits, targets.flatten()).backward()
+        nn.utils.clip_grad_norm_(trainable, 0.25)
+        optimizer.step()
+
+    return step
+
+
 def lstm(units: int, bidirectional: bool, batch: int, frames: int, device: torch.device) -> Step:
     """One layer with as many inputs as units, forward and backward, gradients of all weights and of the input."""
     layer = nn.LSTM(units, units, bidirectional=bidirectional).to(device)
@@ -308,6 +353,8 @@ ROWS = [
     Row("lstm/320/bidirectional/B16-T200", partial(lstm, 320, True, 16, 200), goal=0.75),
     Row("lstm/1150/B20-T35", partial(lstm, 1150, False, 20, 35), goal=0.75),
     Row("ctc/B32-T400", partial(ctc, 32, 400), goal=0.5),
+    Row("awd-lstm/B20-T35/joint", partial(awd_lstm, 20, 35, 0), goal=0.8),
+    Row("awd-lstm/B20-T35/frozen-1", partial(awd_lstm, 20, 35, 1), goal=0.8, joint="awd-lstm/B20-T35/joint"),
 ]
 
 # Rows for a GPU. On the CPU they run where they are named.
@@ -316,6 +363,10 @@ ROWS += [Row(PAPERS, partial(blstm_ctc, 4, 320, 30, 800, 0), **GPU)]
 ROWS += [
     Row(f"blstm-ctc/4x320/B30-T800/frozen-{frozen}", partial(blstm_ctc, 4, 320, 30, 800, frozen), joint=PAPERS, **GPU)
     for frozen in (1, 2, 3, 4)
+]
+ROWS += [
+    Row("awd-lstm/B80-T70/joint", partial(awd_lstm, 80, 70, 0), **GPU),
+    Row("awd-lstm/B80-T70/frozen-1", partial(awd_lstm, 80, 70, 1), joint="awd-lstm/B80-T70/joint", **GPU),
 ]
 for units, both, batch, frames in [(320, True, 30, 400), (640, True, 30, 400), (1024, True, 30, 400), (1150, False, 80, 70)]:
     name = f"lstm/{units}{'/bidirectional' if both else ''}/B{batch}-T{frames}"

@@ -132,7 +132,7 @@ pub fn measure(device: &Device, spec: &Spec, options: Options, limits: Option<&L
 
 fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     match spec.kind {
-        Kind::BlstmCtc | Kind::Saved | Kind::Epoch => steps::prepare(bench, spec),
+        Kind::BlstmCtc | Kind::Saved | Kind::Epoch | Kind::AwdLstm | Kind::AwdSaved => steps::prepare(bench, spec),
         Kind::Lstm | Kind::LstmLayer | Kind::LstmForward | Kind::LstmBackward => lstm::prepare(bench, spec),
         _ => kernels::prepare(bench, spec),
     }
@@ -273,10 +273,15 @@ pub struct Saving {
 /// The savings that the rows show: of each frozen row whose joint row and saved row are there too.
 pub fn savings(specs: &[Spec], rows: &[Row]) -> Vec<Saving> {
     let median = |name: &str| rows.iter().find(|row| row.name == name).map(|row| row.median_ms);
-    let frozen = specs.iter().filter(|spec| spec.kind == Kind::BlstmCtc && spec.size("frozen") > 0);
+    let frozen = specs.iter().filter(|spec| spec.size("frozen") > 0);
     let saving = |spec: &Spec| {
-        let joint = median(&spec.sibling(Kind::BlstmCtc, 0))?;
-        let work_ms = median(&spec.sibling(Kind::Saved, spec.size("frozen")))?;
+        let saved = match spec.kind {
+            Kind::BlstmCtc => Kind::Saved,
+            Kind::AwdLstm => Kind::AwdSaved,
+            _ => return None,
+        };
+        let joint = median(&spec.sibling(spec.kind, 0))?;
+        let work_ms = median(&spec.sibling(saved, spec.size("frozen")))?;
         let saved_ms = joint - median(&spec.name())?;
         Some(Saving { name: spec.name(), saved_ms, work_ms, share: saved_ms / work_ms })
     };

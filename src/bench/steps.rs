@@ -3,11 +3,15 @@
 use super::table::{Kind, Spec};
 use super::work::{Bench, EXCHANGE, Prepared};
 use crate::backend::cuda::context::Recording;
+use crate::data::streams::TextBatch;
 use crate::data::{BatchLimits, BatchPlan};
 use crate::device::{Category, Device};
 use crate::error::Result;
+use crate::models::Network;
 use crate::models::blstm_ctc::{BlstmCtc, Sizes};
+use crate::models::lstm_lm::{self as text, Dropouts, LstmLm};
 use crate::nn::{ParameterSpec, Parameters, Scheme};
+use crate::ops::dropout::Sharing;
 use crate::ops::sequences::Sequences;
 use crate::optim::Method;
 use crate::primitives::{Factor, column_sums, product};
@@ -15,6 +19,7 @@ use crate::random::MaskKey;
 use crate::tape::{Place, Tape};
 use crate::tensor::Tensor;
 use crate::train::learner::{Batch, Learner};
+use crate::train::text_learner::{Carried, Objective};
 use crate::train::updater::{UpdateOptions, Updater, Updating};
 use std::rc::Rc;
 
@@ -31,11 +36,23 @@ const UPDATE: UpdateOptions = UpdateOptions {
     clip: 5.0,
 };
 
+/// awd-lstm-lm's, before its averaging.
+const TEXT_UPDATE: UpdateOptions = UpdateOptions {
+    method: Method::Sgd { momentum: 0.0, dampening: 0.0, nesterov: false },
+    learning_rate: 30.0,
+    weight_decay: 1.2e-6,
+    clip: 0.25,
+    ..UPDATE
+};
+
+const PLAIN: Objective = Objective { activation: 0.0, temporal: 0.0, per_sequence: false };
+
 /// # Errors
 /// If the sizes cannot be.
 pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     match spec.kind {
-        Kind::Saved => saved(bench, spec),
+        Kind::Saved | Kind::AwdSaved => saved(bench, spec),
+        Kind::AwdLstm => text_step(bench, spec),
         Kind::Epoch => epoch(bench, spec),
         _ => step(bench, spec),
     }
@@ -54,11 +71,18 @@ fn model(spec: &Spec, subsample: Vec<usize>) -> BlstmCtc {
     })
 }
 
-fn learner(device: &Device, model: BlstmCtc, frozen: usize) -> Learner {
+fn text_model(spec: &Spec) -> LstmLm {
+    let dropouts =
+        Dropouts { embedding: 0.0, input: 0.0, hidden: 0.0, output: 0.0, recurrent: 0.0, sharing: Sharing::Locked };
+    let [vocabulary, embedding, units, layers] = ["V", "E", "H", "layers"].map(|name| spec.size(name));
+    LstmLm::new(text::Sizes { vocabulary, embedding, units, layers, tied: true, dropouts })
+}
+
+fn learner<M: Network>(device: &Device, model: M, frozen: usize, update: UpdateOptions) -> Learner<M> {
     let parameters = Parameters::initialize(device, &model.structure().specs, Scheme::Espnet, 1);
     let groups = model.structure().groups.len();
     let frozen_groups: Vec<usize> = (groups - frozen..groups).collect();
-    Learner::with_parameters(device, model, parameters, &frozen_groups, UPDATE)
+    Learner::with_parameters(device, model, parameters, &frozen_groups, update)
 }
 
 fn masks() -> MaskKey {
@@ -71,8 +95,9 @@ fn step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     let labels = bench.labels(count, LABELS.min(steps / 2), SYMBOLS);
     let features = bench.numbers("features", sequences.rows() * INPUTS);
     let batch = Batch { sequences, features, labels };
-    let bytes = least_bytes(spec, &batch)?;
-    let mut learner = learner(&bench.device, model(spec, vec![1; layers]), spec.size("frozen"));
+    let on = |device: &Device| learner(device, model(spec, vec![1; layers]), spec.size("frozen"), UPDATE);
+    let bytes = least_bytes(&mut on(&Device::plan()), |learner| Ok(learner.train(&batch, &masks())?.kept))?;
+    let mut learner = on(&bench.device);
     let masks = masks();
     let mut pending = None;
     let run = move |_| {
@@ -85,14 +110,38 @@ fn step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
 
 /// What a step moves at least: parameters into forward and backward, what backward keeps out and in again, gradients out, into their norm and
 /// into the update, values and states into and out of that. As the device that only counts has it.
-fn least_bytes(spec: &Spec, batch: &Batch) -> Result<usize> {
-    let device = Device::plan();
-    let mut learner = learner(&device, model(spec, vec![1; spec.size("layers")]), spec.size("frozen"));
-    let kept = learner.train(batch, &masks())?.kept;
+fn least_bytes<M: Network>(
+    learner: &mut Learner<M>,
+    kept: impl FnOnce(&mut Learner<M>) -> Result<u64>,
+) -> Result<usize> {
+    let kept = kept(learner)?;
+    let device = learner.device().clone();
     let live = |category| device.ledger().live(category);
     let (gradients, states) = (live(Category::Gradient), live(Category::OptimizerState));
     let bytes = 2 * live(Category::Parameter) + 2 * kept + 3 * gradients + 2 * gradients + 2 * states;
     Ok(bytes as usize)
+}
+
+fn text_step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
+    let (streams, steps, layers) = (spec.size("B"), spec.size("T"), spec.size("layers"));
+    let tokens = |name| bench.below(name, streams * steps, 0, spec.size("V"));
+    let sequences = Sequences::new(&vec![steps; streams])?;
+    let batch = TextBatch { sequences, tokens: tokens("tokens"), targets: tokens("targets") };
+    let on = |device: &Device| learner(device, text_model(spec), spec.size("frozen"), TEXT_UPDATE);
+    let masks = masks();
+    let counted = |learner: &mut Learner<LstmLm>| {
+        let mut carried = Carried::zeros(learner.device(), &text_model(spec), streams);
+        Ok(learner.train_text(&batch, Some(&mut carried), &PLAIN, &masks)?.kept)
+    };
+    let bytes = least_bytes(&mut on(&Device::plan()), counted)?;
+    let mut learner = on(&bench.device);
+    let mut carried = Carried::zeros(&bench.device, &text_model(spec), streams);
+    let mut pending = None;
+    let run = move |_| {
+        let running = learner.start_text(&batch, Some(&mut carried), &PLAIN, &masks)?;
+        pending.replace(running).map_or(Ok(()), |before| learner.settle_text(before).map(|_| ()))
+    };
+    Ok(Prepared::new(bytes, run).waiting(2 * layers * steps, EXCHANGE))
 }
 
 /// What freezing a group saves: these, for all its weights, at the sizes of the step.
@@ -109,17 +158,21 @@ struct WeightGradient {
 fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     let (layers, rows, frozen) = (spec.size("layers"), spec.size("B") * spec.size("T"), spec.size("frozen"));
     let device = bench.device.clone();
-    let structure = model(spec, vec![1; layers]).structure().clone();
-    let first = structure.groups[layers + 1 - frozen].parameters.start;
+    let (structure, update) = match spec.kind {
+        Kind::AwdSaved => (text_model(spec).structure().clone(), TEXT_UPDATE),
+        _ => (model(spec, vec![1; layers]).structure().clone(), UPDATE),
+    };
+    let first = structure.groups[structure.groups.len() - frozen].parameters.start;
     let specs: Vec<ParameterSpec> = structure.specs[first..].to_vec();
     let mut parameters = Parameters::initialize(&device, &specs, Scheme::Espnet, 1);
     parameters.set_trainable(&device, vec![true; specs.len()]);
-    let mut updater = Updater::new(&device, &parameters, UPDATE);
+    let mut updater = Updater::new(&device, &parameters, update);
     let gradients = Rc::new(weight_gradients(bench, &specs, rows));
     // Beside what the products read and write: gradients into their norm and the update, values and states in and out.
     let elements: usize = specs.iter().map(ParameterSpec::len).sum();
     let factors: usize = gradients.iter().map(|gradient| rows * (gradient.outputs + gradient.inputs)).sum();
-    let bytes = (factors + elements * (1 + 2 + 2 + 4)) * size_of::<f32>();
+    let states = update.method.state_names().len();
+    let bytes = (factors + elements * (1 + 2 + 2 + 2 * states)) * size_of::<f32>();
     let mut pending = None;
     Ok(Prepared::new(bytes, move |_| {
         let recording = device.record();
@@ -201,7 +254,7 @@ fn epoch(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     let plan = BatchPlan::new(&sizes, BatchLimits::default())?;
     // Twice half the frames, as recipes/wsj-ctc.toml has it.
     let subsample = (0..spec.size("layers")).map(|layer| if layer < 2 { 2 } else { 1 }).collect();
-    let mut learner = learner(&bench.device, model(spec, subsample), spec.size("frozen"));
+    let mut learner = learner(&bench.device, model(spec, subsample), spec.size("frozen"), UPDATE);
     let layers = spec.size("layers");
     let (mut batches, mut steps) = (Vec::new(), 0);
     for batch in plan.epoch(1, 1) {

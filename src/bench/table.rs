@@ -11,6 +11,10 @@ pub enum Kind {
     /// Of that step with nothing frozen, what a stage with the top `frozen` groups frozen saves: their weight gradients, clipping and
     /// optimiser, by themselves.
     Saved,
+    /// A training step of AWD-LSTM with tied weights and plain SGD: LSTMs of E, H, H and E units, no dropout, the top `frozen` groups frozen.
+    AwdLstm,
+    /// What a stage with them frozen saves of that step.
+    AwdSaved,
     /// Training steps through N generated utterances with the lengths of WSJ si284, in its recipe's batches. Runs once.
     Epoch,
     /// One LSTM layer with as many inputs as units, forward and backward, with the gradients of all weights and of the input.
@@ -76,6 +80,16 @@ pub fn rows() -> Vec<Spec> {
     let papers = |frozen: usize| [("layers", 4), ("H", 320), ("B", 30), ("T", 800), ("frozen", frozen)];
     (0..=4).for_each(|frozen| row(Kind::BlstmCtc, &papers(frozen)));
     (1..=4).for_each(|frozen| row(Kind::Saved, &papers(frozen)));
+
+    // AWD-LSTM's sizes, with a batch of the word language model's and with its own.
+    for (batch, steps) in [(20, 35), (80, 70)] {
+        let sizes = |frozen| {
+            let model = [("layers", 3), ("H", 1150), ("E", 400), ("V", 33_278)];
+            [&model[..], &[("B", batch), ("T", steps), ("frozen", frozen)]].concat()
+        };
+        (0..=1).for_each(|frozen| row(Kind::AwdLstm, &sizes(frozen)));
+        row(Kind::AwdSaved, &sizes(1));
+    }
 
     let layer =
         |units, directions, batch, steps| [("H", units), ("directions", directions), ("B", batch), ("T", steps)];
@@ -186,7 +200,7 @@ impl Spec {
         };
         size.1 = value;
         let groups = self.size("layers") + 1;
-        let trainable = if self.kind == Kind::Saved { 0 } else { 1 };
+        let trainable = if matches!(self.kind, Kind::Saved | Kind::AwdSaved) { 0 } else { 1 };
         if self.size("frozen") + trainable > groups && self.sizes.iter().any(|(name, _)| *name == "frozen") {
             return Err(error(format!("{row}: {change} freezes more than a model of {groups} groups has to freeze")));
         }
@@ -249,6 +263,12 @@ impl fmt::Display for Spec {
             format!("{}{directions}/B{}-T{}", size("H"), size("B"), size("T"))
         };
         let model = || format!("blstm-ctc/{}x{}/B{}-T{}", size("layers"), size("H"), size("B"), size("T"));
+        let text_model = || {
+            let own = [("layers", 3), ("H", 1150), ("E", 400), ("V", 33_278)];
+            let others = own.iter().filter(|&&(name, usual)| size(name) != usual);
+            let others: String = others.map(|&(name, _)| format!("-{name}{}", size(name))).collect();
+            format!("awd-lstm/B{}-T{}{others}", size("B"), size("T"))
+        };
         let matrix = |name: &str| format!("{name}/{}x{}", size("R"), size("H"));
         let product = |name: &str| format!("{name}/{}x{}x{}", size("M"), size("N"), size("K"));
         let sequences = || format!("{}/B{}-T{}", size("H"), size("B"), size("T"));
@@ -256,6 +276,8 @@ impl fmt::Display for Spec {
         f.write_str(&match self.kind {
             Kind::BlstmCtc => format!("{}/{}", model(), stage()),
             Kind::Saved => format!("{}/saved-{}", model(), size("frozen")),
+            Kind::AwdLstm => format!("{}/{}", text_model(), stage()),
+            Kind::AwdSaved => format!("{}/saved-{}", text_model(), size("frozen")),
             Kind::Epoch => format!("wsj-epoch/{}x{}/N{}/{}", size("layers"), size("H"), size("N"), stage()),
             Kind::Lstm => format!("lstm/{}", layer()),
             Kind::LstmLayer => format!("lstm/{}/forward", layer()),
@@ -310,6 +332,8 @@ mod tests {
             "blstm-ctc/4x320/B16-T200/joint",
             "blstm-ctc/4x320/B16-T200/frozen-4",
             "blstm-ctc/4x128/B16-T200/joint",
+            "awd-lstm/B20-T35/joint",
+            "awd-lstm/B20-T35/frozen-1",
             "lstm/320/bidirectional/B16-T200",
             "lstm/1150/B20-T35",
             "ctc/B32-T400",

@@ -30,8 +30,7 @@ pub fn embedding(tape: &mut Tape, weight: &Var, tokens: &[u32], mask: Option<Mas
             cpu::embedding::gather(weight.tensor().data(), columns, tokens, scales, output.data_mut());
         }
         Backend::Cuda(context) => {
-            let uploaded = context.take(size_of_val(tokens));
-            context.upload(&uploaded, tokens);
+            let uploaded = context.bring(tokens);
             let (weight, scales) = (weight.tensor().pointer(), scales.as_ref().map(Tensor::pointer));
             let (tokens, y) = (uploaded.pointer(), output.pointer_mut());
             cuda::embedding::gather(context, weight, tokens, scales, y, rows, columns, vocabulary);
@@ -53,8 +52,7 @@ pub fn embedding(tape: &mut Tape, weight: &Var, tokens: &[u32], mask: Option<Mas
             }
             Backend::Cuda(context) => {
                 let groups = cuda::embedding::group(&tokens, vocabulary, rows);
-                let uploaded = context.take(size_of_val(&groups[..]));
-                context.upload(&uploaded, &groups);
+                let uploaded = context.bring(&groups);
                 let workspace = workspace(&device, cuda::embedding::gradient_workspace(rows, columns));
                 let scales = scales.as_ref().map(Tensor::pointer);
                 let (dy, dweight) = (gradient.pointer(), sink.tensor.pointer_mut());

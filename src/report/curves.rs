@@ -200,7 +200,7 @@ fn epoch_ticks(last: usize) -> Vec<usize> {
     if ticks.first() != Some(&1) && (step <= last) {
         ticks.insert(0, 1);
         // The label of the first epoch and of an early tick would touch.
-        if ticks.get(1).is_some_and(|second| (second - 1) * 14 < last) {
+        if ticks.get(1).is_some_and(|second| (second - 1).saturating_mul(14) < last) {
             ticks.remove(1);
         }
     }

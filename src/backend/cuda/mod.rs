@@ -1,13 +1,13 @@
 //! The CUDA backend. Kernels are in `kernels/`, one file per family of operations; here, one file per operation, is what launches them.
 //!
 //! - [`driver`]: what is asked of a GPU. [`gpu`]: a real one. `emulated`: the kernels on the CPU, thread by thread, for tests.
-//! - [`arena`], [`context`]: memory of a step, sticky errors, counters. `step`: steps as lists of work and as graphs. `counted`: a device that
-//!   does nothing, for `headfirst plan`. [`embedded`]: the compiled kernels in this binary. [`libraries`]: NVIDIA's own, where they
+//! - [`arena`], [`context`]: memory of a step, sticky errors, counters. `step`: steps as lists of work and as graphs. [`counted`]: a device that
+//!   does nothing, for `headfirst plan` and for counts. [`embedded`]: the compiled kernels in this binary. [`libraries`]: NVIDIA's own, where they
 //!   are found.
 
 pub mod arena;
 pub mod context;
-mod counted;
+pub mod counted;
 pub mod ctc;
 pub mod cublaslt;
 pub mod driver;

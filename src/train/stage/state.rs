@@ -48,7 +48,7 @@ impl<T: Task> StageRun<'_, T> {
         let averaged = self.averaged_values();
         let averaged = averaged.as_ref().map(|values| named_parameters(parameters, values));
         let epoch_weights = match &averaged {
-            Some(averaged) if is_best || self.keeps_all_epochs() => {
+            Some(averaged) if self.position.batch == 0 && (is_best || self.keeps_all_epochs()) => {
                 parts.push(Part { name: AVERAGED, content: tensors(averaged) });
                 AVERAGED
             }
