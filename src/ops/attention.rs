@@ -51,7 +51,7 @@ impl Heads {
 
     fn check(&self, columns: usize) -> Result<()> {
         let refuse = |problem: String| Err(Error::operation(NAME, problem));
-        if self.count == 0 || columns % self.count != 0 {
+        if self.count == 0 || !columns.is_multiple_of(self.count) {
             return refuse(format!("{} heads cannot share {columns} columns", self.count));
         }
         if self.of.len() != self.queries.count() || self.of.iter().any(|&of| of >= self.keys.count()) {

@@ -94,7 +94,7 @@ impl Sizes {
                 format!("the taps have shape {:?} where [channels, 1, 1, taps] is needed", operands.taps.shape());
             return Err(Error::operation(NAME, problem));
         };
-        if taps % 2 == 0 {
+        if taps.is_multiple_of(2) {
             return Err(Error::operation(NAME, format!("there are {taps} taps, which have no middle")));
         }
         let Transcripts { tokens, frames, of } = transcripts;

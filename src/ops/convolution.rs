@@ -96,7 +96,7 @@ pub fn convolution(
         let problem = format!("the weight has shape {:?} where [O, C, 3, 3] is needed", weight.shape());
         return Err(Error::operation(NAME, problem));
     };
-    if channels == 0 || columns == 0 || columns % channels != 0 {
+    if channels == 0 || columns == 0 || !columns.is_multiple_of(channels) {
         return Err(Error::operation(NAME, format!("{columns} columns are no bins of {channels} channels")));
     }
     expect_shape(NAME, "the input", x.shape(), &[sequences.rows(), columns])?;
@@ -166,7 +166,7 @@ pub fn max_pool(tape: &mut Tape, x: &Var, sequences: &Sequences, channels: usize
     const NAME: &str = "max_pool";
     let (_, columns) = matrix(NAME, "the input", x.shape())?;
     expect_shape(NAME, "the input", x.shape(), &[sequences.rows(), columns])?;
-    if channels == 0 || columns == 0 || columns % channels != 0 {
+    if channels == 0 || columns == 0 || !columns.is_multiple_of(channels) {
         return Err(Error::operation(NAME, format!("{columns} columns are no bins of {channels} channels")));
     }
     let device = tape.device().clone();
@@ -205,7 +205,7 @@ pub fn max_pool(tape: &mut Tape, x: &Var, sequences: &Sequences, channels: usize
 pub fn channels_first(tape: &mut Tape, x: &Var, channels: usize) -> Result<Var> {
     const NAME: &str = "channels_first";
     let (_, columns) = matrix(NAME, "the input", x.shape())?;
-    if channels == 0 || columns % channels != 0 {
+    if channels == 0 || !columns.is_multiple_of(channels) {
         return Err(Error::operation(NAME, format!("{columns} columns are no bins of {channels} channels")));
     }
     let device = tape.device().clone();

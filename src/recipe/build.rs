@@ -198,7 +198,7 @@ fn recogniser(source: &Source) -> Result<Model> {
 
 fn transformer(source: &Source) -> Result<Model> {
     let (units, heads) = (source.whole("model.units")?, source.whole("model.heads")?);
-    if units % heads != 0 {
+    if !units.is_multiple_of(heads) {
         let problem = format!("model.heads is {heads}, and model.units is {units}");
         return Err(source.impossible("model.heads", problem, "The heads share the units equally"));
     }

@@ -74,7 +74,7 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mo
     for classifier in &classifiers {
         check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;
     }
-    Ok(Prepared { task: AnyTask::Speech(SpeechTask { corpus, model }), classifiers })
+    Ok(Prepared { task: AnyTask::Speech(SpeechTask { corpus, model: Box::new(model) }), classifiers })
 }
 
 fn prepare_text(recipe: &Recipe, resumed: Option<&RunFolder>, classifiers: &[WeightsReference]) -> Result<TextTask> {

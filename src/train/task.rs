@@ -146,7 +146,7 @@ pub struct Outcome {
 #[derive(Clone)]
 pub struct SpeechTask {
     pub corpus: Corpus,
-    pub model: AnyRecogniser,
+    pub model: Box<AnyRecogniser>,
 }
 
 /// A batch of utterances and what they are called.

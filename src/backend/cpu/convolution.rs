@@ -171,7 +171,7 @@ impl Convolution<'_> {
                 // The step whose patch has this time at `offset`.
                 let Some(place) = (time + self.padding).checked_sub(offset) else { continue };
                 let step = place / self.stride;
-                if place % self.stride != 0 || !steps.contains(&step) {
+                if !place.is_multiple_of(self.stride) || !steps.contains(&step) {
                     continue;
                 }
                 let (first, next) = (self.output_offsets[step], self.output_offsets[step + 1]);
