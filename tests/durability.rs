@@ -121,6 +121,44 @@ fn resume_gives_the_same_bits() {
     stopped_and_resumed(MOMENTUM, &[2, 4], &uninterrupted("uninterrupted-momentum", MOMENTUM));
 }
 
+/// Noam's schedule, dropout, and two batches an update: a stop between them goes on from the first.
+const TRANSFORMER: &[&str] = &[
+    r#"model={kind="transformer",encoder_layers=1,decoder_layers=1,units=8,heads=2,feedforward=16,attention_dropout=0.1}"#,
+    r#"optimizer={kind="adam",learning_rate=1.0,warmup=10}"#,
+    r#"cascade={strategy="fixed",compositions=[[1,3]]}"#,
+    "training.accumulate=2",
+    "batch.utterances=1",
+];
+
+#[test]
+fn a_resumed_transformer_has_the_same_bits_though_gradients_waited() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let settings = [TRANSFORMER, &[SAVE_OFTEN]].concat();
+    let mut inside_an_epoch = 0;
+    for stop in 0..5 {
+        let enough = if stop == 0 { 0 } else { log(&run).len() + 1 };
+        let mut child = resumed(train(&run, &settings), stop > 0).spawn().unwrap();
+        let inside = || saved_batch(&run).is_some_and(|batch| batch > 0);
+        if wait_until(&mut child, || log(&run).len() >= enough && inside()) {
+            send(&child, libc::SIGTERM);
+        }
+        let ended = end(child);
+        if ended.code == Some(0) {
+            break;
+        }
+        assert_eq!(ended.code, Some(143), "{}", ended.errors);
+        // After the last update: an even number of batches.
+        let saved = saved_batch(&run);
+        assert!(saved.is_none_or(|batch| batch % 2 == 0), "{saved:?}");
+        inside_an_epoch += usize::from(saved.is_some_and(|batch| batch > 0));
+    }
+    assert!(inside_an_epoch > 0, "no stop fell inside an epoch, so nothing was tested");
+    let ended = run_to_end(resumed(train(&run, &settings), true));
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    assert_same_outcome(&run, &uninterrupted("uninterrupted-transformer", TRANSFORMER));
+}
+
 #[test]
 fn a_run_killed_at_any_instant_goes_on_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();

@@ -29,6 +29,7 @@ fn frozen_groups() -> Vec<Vec<usize>> {
 fn model(dropout: f64) -> BlstmCtc {
     BlstmCtc::new(Sizes {
         inputs: INPUTS,
+        vgg: None,
         units: UNITS,
         projection: PROJECTION,
         subsample: SUBSAMPLE.to_vec(),

@@ -1,8 +1,12 @@
 //! One table of operations and shapes, and what is promised of every row.
 
 use crate::reference;
-use headfirst::device::{Category, Device};
+use headfirst::device::{Category, Device, DeviceKind};
 use headfirst::ops;
+use headfirst::ops::attention::Heads;
+use headfirst::ops::attention_decoder::{Operands, Transcripts};
+use headfirst::ops::convolution::Patches;
+use headfirst::ops::cross_entropy::{LEFT_OUT, Labels};
 use headfirst::ops::dropout::Sharing;
 use headfirst::ops::linear::Activation;
 use headfirst::ops::linear_cross_entropy::{Top, losses, losses_and_gradients};
@@ -24,6 +28,14 @@ struct Case {
     reference: Reference,
     /// How many rounded operations stand behind one element of the output or of a gradient, at most: the tolerance grows with it.
     depth: usize,
+    /// Whether a GPU computes it too.
+    on_gpu: bool,
+}
+
+impl Case {
+    fn on_cpu_alone(self) -> Self {
+        Case { on_gpu: false, ..self }
+    }
 }
 
 fn case(
@@ -39,6 +51,7 @@ fn case(
         forward: Box::new(forward),
         reference: Box::new(reference),
         depth,
+        on_gpu: true,
     }
 }
 
@@ -92,7 +105,288 @@ fn table() -> Vec<Case> {
     ] {
         ctc(&mut cases, lengths, symbols, labels);
     }
+    layer_norm(&mut cases);
+    cross_entropy(&mut cases);
+    for (lengths, columns, heads, causal, dropped) in [
+        (&[1][..], 1, 1, false, 0.0),
+        (&[5, 3, 3, 1], 6, 2, false, 0.0),
+        (&[5, 3, 3, 1], 6, 2, true, 0.3),
+        // More queries than are taken at a time.
+        (&[70, 66, 2], 8, 1, true, 0.0),
+        (&[67, 3], 12, 3, false, 0.5),
+    ] {
+        attention(&mut cases, lengths, columns, heads, causal, dropped);
+    }
+    cross_attention(&mut cases);
+    for (lengths, bins, channels, filters, patches) in [
+        (&[1][..], 1, 1, 1, Patches::All),
+        (&[6, 5, 1], 4, 2, 3, Patches::All),
+        (&[9, 7, 2, 1], 7, 1, 4, Patches::EverySecond),
+        (&[8, 3], 6, 3, 2, Patches::EverySecond),
+        // Patches of more than one block.
+        (&[40; 40], 40, 2, 3, Patches::All),
+    ] {
+        convolution(&mut cases, lengths, bins, channels, filters, patches);
+    }
+    for (lengths, bins, channels) in [(&[1][..], 1, 1), (&[6, 5, 5, 1], 5, 2), (&[7, 4], 4, 3)] {
+        pooling(&mut cases, lengths, bins, channels);
+    }
+    positions(&mut cases);
+    for (frames, tokens, of, channels, taps) in [
+        (&[1][..], &[1][..], &[0][..], 1, 1),
+        (&[6, 4, 1], &[3, 2, 2], &[1, 0, 2], 2, 3),
+        (&[9, 5, 3], &[4, 1], &[2, 0], 3, 11),
+    ] {
+        attention_decoder(&mut cases, frames, tokens, of, channels, taps);
+    }
     cases
+}
+
+fn attention_decoder(
+    cases: &mut Vec<Case>,
+    frames: &[usize],
+    tokens: &[usize],
+    of: &'static [usize],
+    channels: usize,
+    taps: usize,
+) {
+    let (frames, tokens) = (Sequences::new(frames).unwrap(), Sequences::new(tokens).unwrap());
+    let (embedding, frame, attention, hidden) = (2, 3, 5, 4);
+    let shapes: [&[usize]; 11] = [
+        &[frames.rows(), frame],
+        &[frames.rows(), attention],
+        &[tokens.rows(), embedding],
+        &[attention, hidden],
+        &[channels, 1, 1, taps],
+        &[attention, channels],
+        &[1, attention],
+        &[4 * hidden, embedding + frame],
+        &[4 * hidden, hidden],
+        &[4 * hidden],
+        &[4 * hidden],
+    ];
+    let transcripts = Transcripts { tokens: tokens.clone(), frames: frames.clone(), of: of.into() };
+    cases.push(
+        case(
+            format!("attention_decoder of {tokens:?} over {frames:?}, {channels} channels of {taps} taps"),
+            &shapes,
+            (tokens.steps() + 1) * (frames.steps() + attention + 4 * hidden + taps + 40),
+            move |tape, x| {
+                let operands = Operands {
+                    frames: &x[0],
+                    encoded: &x[1],
+                    embedded: &x[2],
+                    query: &x[3],
+                    taps: &x[4],
+                    location: &x[5],
+                    energy: &x[6],
+                    input: &x[7],
+                    recurrent: &x[8],
+                    input_bias: &x[9],
+                    recurrent_bias: &x[10],
+                };
+                ops::attention_decoder::attention_decoder(tape, operands, &transcripts).unwrap()
+            },
+            move |x| {
+                let of = reference::AttentionDecoder { tokens: &tokens, frames: &frames, of, channels };
+                reference::attention_decoder(x, &of)
+            },
+        )
+        .on_cpu_alone(),
+    );
+}
+
+fn layer_norm(cases: &mut Vec<Case>) {
+    for (rows, columns) in [(2, 6), (7, 5), (70, 33)] {
+        cases.push(case(
+            format!("layer_norm {rows} x {columns}"),
+            &[&[rows, columns], &[columns], &[columns]],
+            4 * columns + rows + 32,
+            |tape, x| ops::layer_norm::layer_norm(tape, &x[0], &x[1], &x[2], 1e-3).unwrap(),
+            |x| reference::layer_norm(&x[0], &x[1], &x[2], 1e-3),
+        ));
+    }
+}
+
+fn cross_entropy(cases: &mut Vec<Case>) {
+    for (rows, symbols, smoothing, has_prior) in
+        [(1, 2, 0.0, false), (7, 5, 0.0, false), (33, 19, 0.1, false), (33, 19, 0.3, true)]
+    {
+        let labels: Vec<u32> = (0..rows).map(|row| if row % 4 == 3 { LEFT_OUT } else { row % symbols }).collect();
+        let known: Vec<Option<usize>> = labels.iter().map(|&l| (l != LEFT_OUT).then_some(l as usize)).collect();
+        let weight = |symbol: u32| if has_prior { 2.0 * f64::from(symbol) + 1.0 } else { 1.0 };
+        let total: f64 = (0..symbols).map(weight).sum();
+        let prior: Vec<f64> = (0..symbols).map(|symbol| weight(symbol) / total).collect();
+        let given: Option<Vec<f32>> = has_prior.then(|| prior.iter().map(|&p| p as f32).collect());
+        cases.push(case(
+            format!("cross_entropy {rows} x {symbols}, smoothing {smoothing}, prior {has_prior}"),
+            &[&[rows as usize, symbols as usize]],
+            rows as usize + symbols as usize + 16,
+            move |tape, x| {
+                let prior = given.as_deref();
+                let labels = Labels { labels: &labels, smoothing: smoothing as f32, prior };
+                ops::cross_entropy::cross_entropy(tape, &x[0], labels, 0.5).unwrap().loss
+            },
+            move |x| vec![0.5 * reference::cross_entropy(&x[0], &known, f64::from(smoothing as f32), &prior)],
+        ));
+    }
+}
+
+fn attention(cases: &mut Vec<Case>, lengths: &[usize], columns: usize, heads: usize, causal: bool, dropped: f64) {
+    let sequences = Sequences::new(lengths).unwrap();
+    let key = MaskKey { seed: 6, stage: "joint".into(), step: 2 };
+    let mask = (dropped > 0.0).then(|| Mask::new(&key, "self_attn", dropped).unwrap());
+    let packing = sequences.clone();
+    let shape: &[usize] = &[sequences.rows(), columns];
+    cases.push(
+        case(
+            format!("attention of lengths {lengths:?}, {heads} heads of {columns}, causal {causal}, drop {dropped}"),
+            &[shape, shape, shape],
+            4 * (sequences.steps() + columns) + 32,
+            move |tape, x| {
+                let heads = Heads::within(heads, &packing, causal, mask);
+                ops::attention::attention(tape, &x[0], &x[1], &x[2], heads).unwrap()
+            },
+            move |x| {
+                let factor = |place| if dropped > 0.0 { mask_factor(&key, "self_attn", dropped, place) } else { 1.0 };
+                let of: Vec<usize> = (0..sequences.count()).collect();
+                let (queries, keys) = (&sequences, &sequences);
+                let of = reference::Attention { heads, queries, keys, of: &of, causal, factor: &factor };
+                reference::attention(&x[0], &x[1], &x[2], &of)
+            },
+        )
+        .on_cpu_alone(),
+    );
+}
+
+/// From sequences to others, in another order, one of which has two readers and one none.
+fn cross_attention(cases: &mut Vec<Case>) {
+    let (queries, keys) = (Sequences::new(&[5, 4, 1]).unwrap(), Sequences::new(&[9, 6, 2]).unwrap());
+    let of = [2, 0, 0];
+    let heads =
+        Heads { count: 2, queries: queries.clone(), keys: keys.clone(), of: of.into(), causal: false, mask: None };
+    cases.push(
+        case(
+            "attention from sequences to others",
+            &[&[queries.rows(), 6], &[keys.rows(), 6], &[keys.rows(), 6]],
+            100,
+            move |tape, x| ops::attention::attention(tape, &x[0], &x[1], &x[2], heads.clone()).unwrap(),
+            move |x| {
+                let (queries, keys) = (&queries, &keys);
+                let of = reference::Attention { heads: 2, queries, keys, of: &of, causal: false, factor: &|_| 1.0 };
+                reference::attention(&x[0], &x[1], &x[2], &of)
+            },
+        )
+        .on_cpu_alone(),
+    );
+}
+
+fn convolution(
+    cases: &mut Vec<Case>,
+    lengths: &[usize],
+    bins: usize,
+    channels: usize,
+    filters: usize,
+    patches: Patches,
+) {
+    let sequences = Sequences::new(lengths).unwrap();
+    let outputs: Vec<usize> = lengths.iter().map(|&length| patches.count(length)).collect();
+    let outputs = Sequences::new(&outputs).unwrap();
+    let of_reference = match patches {
+        Patches::All => (1, 1),
+        Patches::EverySecond => (2, 0),
+    };
+    let packing = sequences.clone();
+    cases.push(
+        case(
+            format!("convolution of lengths {lengths:?}, {bins} bins, {channels} to {filters} channels, {patches:?}"),
+            &[&[sequences.rows(), bins * channels], &[filters, channels, 3, 3], &[filters]],
+            9 * channels * filters + outputs.rows() * bins + 16,
+            move |tape, x| ops::convolution::convolution(tape, &x[0], &packing, &x[1], &x[2], patches).unwrap().0,
+            move |x| {
+                let bins = (bins, patches.count(bins));
+                reference::convolution([&x[0], &x[1], &x[2]], &sequences, &outputs, bins, of_reference)
+            },
+        )
+        .on_cpu_alone(),
+    );
+}
+
+fn pooling(cases: &mut Vec<Case>, lengths: &[usize], bins: usize, channels: usize) {
+    let sequences = Sequences::new(lengths).unwrap();
+    let (shape, packing) = ([sequences.rows(), bins * channels], sequences.clone());
+    cases.push(
+        case(
+            format!("max_pool of lengths {lengths:?}, {bins} bins, {channels} channels"),
+            &[&shape],
+            1,
+            move |tape, x| ops::convolution::max_pool(tape, &x[0], &packing, channels).unwrap().0,
+            move |x| reference::max_pool(&x[0], &sequences, bins, channels),
+        )
+        .on_cpu_alone(),
+    );
+    cases.push(
+        case(
+            format!("channels_first of {bins} bins, {channels} channels"),
+            &[&shape],
+            1,
+            move |tape, x| ops::convolution::channels_first(tape, &x[0], channels).unwrap(),
+            move |x| {
+                let frame = |x: &[f64]| (0..x.len()).map(|k| x[k % bins * channels + k / bins]).collect::<Vec<_>>();
+                x[0].chunks(bins * channels).flat_map(frame).collect()
+            },
+        )
+        .on_cpu_alone(),
+    );
+}
+
+fn positions(cases: &mut Vec<Case>) {
+    let sequences = Sequences::new(&[900, 3, 1]).unwrap();
+    let packing = sequences.clone();
+    cases.push(
+        case(
+            "positions",
+            &[&[sequences.rows(), 7]],
+            4,
+            move |tape, x| ops::positions::positions(tape, &x[0], &packing, 2.5, 40).unwrap(),
+            move |x| {
+                let mut output: Vec<f64> = x[0].iter().map(|x| 2.5 * x).collect();
+                for (sequence, &length) in sequences.lengths().iter().enumerate() {
+                    for (time, column) in (0..length).flat_map(|time| (0..7).map(move |column| (time, column))) {
+                        let angle = (40 + time) as f64 / 10_000_f64.powf((column - column % 2) as f64 / 7.0);
+                        output[sequences.row(sequence, time) * 7 + column] +=
+                            if column % 2 == 0 { angle.sin() } else { angle.cos() };
+                    }
+                }
+                output
+            },
+        )
+        .on_cpu_alone(),
+    );
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn an_operation_without_a_kernel_is_an_error_on_a_gpu_and_never_a_wrong_result() {
+    use headfirst::backend::cuda::emulator::{AVAILABLE, Order};
+    if !AVAILABLE {
+        return;
+    }
+    let device = Device::emulator(Order::Forward);
+    let zeros = |shape: &[usize]| Var::constant(Tensor::zeros(&device, shape, Category::Parameter));
+    let (mut tape, sequences) = (Tape::new(&device), Sequences::new(&[2]).unwrap());
+    let (x, weight, bias) = (zeros(&[2, 4]), zeros(&[1, 1, 3, 3]), zeros(&[1]));
+    let heads = Heads::within(1, &sequences, false, None);
+    let errors = [
+        ops::attention::attention(&mut tape, &x, &x, &x, heads).map(drop),
+        ops::convolution::convolution(&mut tape, &x, &sequences, &weight, &bias, Patches::All).map(drop),
+        ops::convolution::max_pool(&mut tape, &x, &sequences, 2).map(drop),
+        ops::convolution::channels_first(&mut tape, &x, 2).map(drop),
+        ops::positions::positions(&mut tape, &x, &sequences, 1.0, 0).map(drop),
+    ];
+    for error in errors {
+        assert!(error.unwrap_err().to_string().contains("not computed on a GPU yet. Use --device cpu"));
+    }
 }
 
 fn arithmetic(cases: &mut Vec<Case>) {
@@ -150,6 +444,7 @@ fn lstm(cases: &mut Vec<Case>, lengths: &[usize], inputs: usize, hidden: usize, 
         name: format!("lstm of lengths {lengths:?}, {inputs} inputs, {hidden} units, {directions} directions"),
         depth: (sequences.steps() + 1) * (4 * hidden + inputs + 16) + sequences.rows(),
         shapes,
+        on_gpu: true,
         forward: Box::new(move |tape, x| {
             let directions: Vec<Direction> = x[1..].chunks(4).map(direction).collect();
             ops::lstm::lstm(tape, &x[0], &packing, &directions).unwrap()
@@ -386,9 +681,16 @@ fn devices() -> Vec<Device> {
     }
 }
 
+/// Every row of the table on every device that computes it.
+fn everywhere(devices: &[Device]) -> Vec<(&Device, Case)> {
+    let on_gpu = |device: &Device| device.kind() == DeviceKind::Cuda;
+    let cases = |device| table().into_iter().map(move |case| (device, case));
+    devices.iter().flat_map(cases).filter(|(device, case)| case.on_gpu || !on_gpu(device)).collect()
+}
+
 #[test]
 fn every_operation_agrees_with_its_definition() {
-    for (device, case) in devices().iter().flat_map(|device| table().into_iter().map(move |case| (device, case))) {
+    for (device, case) in everywhere(&devices()) {
         let (found, _) = run(&case, device, &vec![false; case.shapes.len()]);
         device.check().unwrap_or_else(|error| panic!("{}: {error}", case.name));
         let expected = (case.reference)(&in_f64(inputs(&case)));
@@ -398,7 +700,7 @@ fn every_operation_agrees_with_its_definition() {
 
 #[test]
 fn an_operation_has_the_same_bits_whenever_it_runs() {
-    for (device, case) in devices().iter().flat_map(|device| table().into_iter().map(move |case| (device, case))) {
+    for (device, case) in everywhere(&devices()) {
         let trainable = vec![true; case.shapes.len()];
         let [first, second] = [(), ()].map(|()| {
             let (output, gradients) = run(&case, device, &trainable);
@@ -411,7 +713,7 @@ fn an_operation_has_the_same_bits_whenever_it_runs() {
 #[cfg(feature = "emulator")]
 #[test]
 fn the_order_of_a_kernels_threads_does_not_change_a_bit() {
-    for case in table() {
+    for case in table().into_iter().filter(|case| case.on_gpu) {
         let trainable = vec![true; case.shapes.len()];
         let results: Vec<_> = devices()[1..]
             .iter()
@@ -431,7 +733,7 @@ fn every_gradient_agrees_with_central_differences() {
     const STEP: f64 = 1e-5;
     /// Of each input; evenly spread over the larger ones.
     const MOST_ELEMENTS: usize = 300;
-    for (device, case) in devices().iter().flat_map(|device| table().into_iter().map(move |case| (device, case))) {
+    for (device, case) in everywhere(&devices()) {
         let (output, gradients) = run(&case, device, &vec![true; case.shapes.len()]);
         let weights = loss_weights(&case, output.len());
         let loss = |inputs: &[Vec<f64>]| -> f64 {
@@ -462,7 +764,7 @@ fn every_gradient_agrees_with_central_differences() {
 
 #[test]
 fn freezing_some_inputs_leaves_the_bits_of_the_other_gradients_and_makes_no_buffer() {
-    for (device, case) in devices().iter().flat_map(|device| table().into_iter().map(move |case| (device, case))) {
+    for (device, case) in everywhere(&devices()) {
         let count = case.shapes.len();
         let (all_output, all) = run(&case, device, &vec![true; count]);
         // All combinations of few inputs; of an LSTM's nine, each alone, all but each, and every neighbouring pair.

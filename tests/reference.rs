@@ -146,3 +146,172 @@ pub fn ctc(logits: &[f64], sequences: &Sequences, symbols: usize, labels: &[Vec<
     }
     total
 }
+
+/// `x: [R, C]`, `gamma, beta: [C]`.
+pub fn layer_norm(x: &[f64], gamma: &[f64], beta: &[f64], epsilon: f64) -> Vec<f64> {
+    let columns = gamma.len();
+    let normalised = |row: &[f64]| -> Vec<f64> {
+        let mean = row.iter().sum::<f64>() / columns as f64;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / columns as f64;
+        let elements = row.iter().zip(gamma).zip(beta);
+        elements.map(|((x, gamma), beta)| gamma * (x - mean) / (variance + epsilon).sqrt() + beta).collect()
+    };
+    x.chunks(columns).flat_map(normalised).collect()
+}
+
+/// The sum over the rows with a label of `-sum q ln softmax(logits)`, q = (1 - smoothing) at the label + smoothing * prior.
+pub fn cross_entropy(logits: &[f64], labels: &[Option<usize>], smoothing: f64, prior: &[f64]) -> f64 {
+    let rows = log_softmax(logits, prior.len());
+    let of_row = |(row, label): (&[f64], &Option<usize>)| {
+        let Some(label) = label else { return 0.0 };
+        let spread: f64 = row.iter().zip(prior).map(|(log_p, q)| q * log_p).sum();
+        -(1.0 - smoothing) * row[*label] - smoothing * spread
+    };
+    rows.chunks(prior.len()).zip(labels).map(of_row).sum()
+}
+
+/// Which keys a query sees and what its probabilities are multiplied by.
+pub struct Attention<'a> {
+    pub heads: usize,
+    pub queries: &'a Sequences,
+    pub keys: &'a Sequences,
+    pub of: &'a [usize],
+    pub causal: bool,
+    /// Of (key, query, sequence of queries * heads + head).
+    pub factor: &'a dyn Fn([usize; 3]) -> f64,
+}
+
+/// softmax(q k^T / sqrt(d)) v, head by head; q: `[Rq, D]`, k, v: `[Rk, D]`.
+pub fn attention(q: &[f64], k: &[f64], v: &[f64], of: &Attention) -> Vec<f64> {
+    let columns = q.len() / of.queries.rows();
+    let width = columns / of.heads;
+    let mut output = vec![0.0; q.len()];
+    for (sequence, &length) in of.queries.lengths().iter().enumerate() {
+        let keys = of.of[sequence];
+        for (head, time) in (0..of.heads).flat_map(|head| (0..length).map(move |time| (head, time))) {
+            let part = |x: &'_ [f64], row: usize| x[row * columns + head * width..][..width].to_vec();
+            let query = part(q, of.queries.row(sequence, time));
+            let seen = if of.causal { time + 1 } else { of.keys.lengths()[keys] };
+            let key_row = |key: usize| of.keys.row(keys, key);
+            let scores: Vec<f64> =
+                (0..seen).map(|key| dot(&query, &part(k, key_row(key))) / (width as f64).sqrt()).collect();
+            let total = log_sum(scores.iter().copied());
+            for (key, score) in scores.iter().enumerate() {
+                let p = (score - total).exp() * (of.factor)([key, time, sequence * of.heads + head]);
+                let start = of.queries.row(sequence, time) * columns + head * width;
+                for (output, v) in output[start..start + width].iter_mut().zip(part(v, key_row(key))) {
+                    *output += p * v;
+                }
+            }
+        }
+    }
+    output
+}
+
+/// `relu(x * weight + bias)` with frames of `[F, C]`, weight `[O, C, 3, 3]`; a patch begins at `stride * t - padding`, zeros are outside.
+pub fn convolution(
+    [x, weight, bias]: [&[f64]; 3],
+    sequences: &Sequences,
+    outputs: &Sequences,
+    (bins, output_bins): (usize, usize),
+    (stride, padding): (usize, usize),
+) -> Vec<f64> {
+    let (channels, filters) = (x.len() / sequences.rows() / bins, bias.len());
+    let mut output = vec![0.0; outputs.rows() * output_bins * filters];
+    for (sequence, &length) in outputs.lengths().iter().enumerate() {
+        for (time, bin, filter) in (0..length)
+            .flat_map(|time| (0..output_bins).map(move |bin| (time, bin)))
+            .flat_map(|(time, bin)| (0..filters).map(move |filter| (time, bin, filter)))
+        {
+            let mut sum = bias[filter];
+            for (channel, i, j) in (0..channels).flat_map(|c| (0..3).flat_map(move |i| (0..3).map(move |j| (c, i, j))))
+            {
+                let at = (time * stride + i).checked_sub(padding).zip((bin * stride + j).checked_sub(padding));
+                let inside = at.filter(|&(t, f)| t < sequences.lengths()[sequence] && f < bins);
+                if let Some((t, f)) = inside {
+                    let x = x[(sequences.row(sequence, t) * bins + f) * channels + channel];
+                    sum += x * weight[((filter * channels + channel) * 3 + i) * 3 + j];
+                }
+            }
+            output[(outputs.row(sequence, time) * output_bins + bin) * filters + filter] = sum.max(0.0);
+        }
+    }
+    output
+}
+
+/// The largest of every 2 x 2 frames and bins.
+pub fn max_pool(x: &[f64], sequences: &Sequences, bins: usize, channels: usize) -> Vec<f64> {
+    let outputs = sequences.subsample(2);
+    let frame = bins.div_ceil(2) * channels;
+    let mut output = vec![f64::NEG_INFINITY; outputs.rows() * frame];
+    for (sequence, &length) in sequences.lengths().iter().enumerate() {
+        for (time, bin) in (0..length).flat_map(|time| (0..bins).map(move |bin| (time, bin))) {
+            for channel in 0..channels {
+                let y = &mut output[outputs.row(sequence, time / 2) * frame + bin / 2 * channels + channel];
+                *y = y.max(x[(sequences.row(sequence, time) * bins + bin) * channels + channel]);
+            }
+        }
+    }
+    output
+}
+
+/// The sizes of an LSTM decoder with location-aware attention, and which utterance each sequence of symbols is of.
+pub struct AttentionDecoder<'a> {
+    pub tokens: &'a Sequences,
+    pub frames: &'a Sequences,
+    pub of: &'a [usize],
+    pub channels: usize,
+}
+
+/// x: frames `[R', E]`, encoded `[R', A]`, embedded `[R, D]`, W `[A, H]`, taps `[channels, K]`, U `[A, channels]`, g `[A]`, LSTM weights
+/// `[4H, D + E]`, `[4H, H]` and biases `[4H]` twice; gives `[R, H]`. ESPnet's `AttLoc` in its `Decoder`.
+pub fn attention_decoder(x: &[Vec<f64>], of: &AttentionDecoder) -> Vec<f64> {
+    let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, b1, b2] = x else {
+        panic!("eleven inputs")
+    };
+    let (hidden, attention) = (b1.len() / 4, energy.len());
+    let (frame, embedding) = (frames.len() / of.frames.rows(), embedded.len() / of.tokens.rows());
+    let width = taps.len() / of.channels;
+    let mut output = vec![0.0; of.tokens.rows() * hidden];
+    for (n, &length) in of.tokens.lengths().iter().enumerate() {
+        let utterance = of.of[n];
+        let count = of.frames.lengths()[utterance];
+        let row = |j: usize| of.frames.row(utterance, j);
+        let (mut z, mut c, mut a) = (vec![0.0; hidden], vec![0.0; hidden], vec![1.0 / count as f64; count]);
+        for step in 0..length {
+            let energies: Vec<f64> = (0..count)
+                .map(|j| {
+                    let located = |channel: usize| -> f64 {
+                        let at = |k: usize| (j + k).checked_sub(width / 2).and_then(|i| a.get(i)).unwrap_or(&0.0);
+                        (0..width).map(|k| taps[channel * width + k] * at(k)).sum()
+                    };
+                    let located: Vec<f64> = (0..of.channels).map(located).collect();
+                    let unit = |unit: usize| {
+                        let sum = encoded[row(j) * attention + unit]
+                            + dot(&query[unit * hidden..], &z)
+                            + dot(&location[unit * of.channels..], &located);
+                        energy[unit] * sum.tanh()
+                    };
+                    2.0 * (0..attention).map(unit).sum::<f64>()
+                })
+                .collect();
+            let total = log_sum(energies.iter().copied());
+            a = energies.iter().map(|e| (e - total).exp()).collect();
+            let token = of.tokens.row(n, step);
+            let context = |unit: usize| (0..count).map(|j| a[j] * frames[row(j) * frame + unit]).sum::<f64>();
+            let mut read = embedded[token * embedding..][..embedding].to_vec();
+            read.extend((0..frame).map(context));
+            let gate = |gate: usize| {
+                b1[gate] + b2[gate] + dot(&input[gate * read.len()..], &read) + dot(&recurrent[gate * hidden..], &z)
+            };
+            let gates: Vec<f64> = (0..4 * hidden).map(gate).collect();
+            for unit in 0..hidden {
+                let [i, f, g, o] = [0, 1, 2, 3].map(|gate| gates[gate * hidden + unit]);
+                c[unit] = sigmoid(f) * c[unit] + sigmoid(i) * g.tanh();
+                z[unit] = sigmoid(o) * c[unit].tanh();
+            }
+            output[token * hidden..][..hidden].copy_from_slice(&z);
+        }
+    }
+    output
+}

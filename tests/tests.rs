@@ -25,6 +25,8 @@ mod ops;
 mod plan;
 /// The program as a user starts it, how it ends, and what a run leaves behind.
 mod program;
+/// Recognisers with a decoder learn a tiny corpus to zero error, jointly and cut.
+mod recognisers;
 /// The operations written down naively, in f64, for the tests to compare with.
 mod reference;
 /// A tiny text: learned, evaluated exactly, resumed to the same bits, and what is refused.
@@ -33,5 +35,11 @@ mod text;
 mod tiny;
 /// The model against PyTorch: outputs, gradients, and ten steps of every optimiser, joint and with frozen groups.
 mod torch;
+/// CTC with attention against PyTorch: outputs, gradients, ten steps, and its decoder step by step.
+mod torch_attention;
 /// The language model against PyTorch with every mask fixed: losses, gradients, ten steps with carried states, NT-ASGD's average.
 mod torch_text;
+/// The Transformer against PyTorch: outputs, gradients, ten updates, and its decoder step by step.
+mod torch_transformer;
+/// The VGG front end against PyTorch: outputs and gradients.
+mod torch_vgg;

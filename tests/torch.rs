@@ -68,6 +68,7 @@ fn model() -> BlstmCtc {
     assert_eq!(sizes.layers, sizes.subsample.len());
     BlstmCtc::new(Sizes {
         inputs: sizes.inputs,
+        vgg: None,
         units: sizes.units,
         projection: sizes.projection,
         subsample: sizes.subsample,

@@ -60,7 +60,15 @@ pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
 
 fn model(spec: &Spec, subsample: Vec<usize>) -> BlstmCtc {
     let units = spec.size("H");
-    BlstmCtc::new(Sizes { inputs: INPUTS, units, projection: units, subsample, dropout: 0.0, symbols: SYMBOLS })
+    BlstmCtc::new(Sizes {
+        inputs: INPUTS,
+        vgg: None,
+        units,
+        projection: units,
+        subsample,
+        dropout: 0.0,
+        symbols: SYMBOLS,
+    })
 }
 
 fn text_model(spec: &Spec) -> LstmLm {

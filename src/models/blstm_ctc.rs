@@ -1,14 +1,19 @@
 //! The papers' speech recogniser: layers of BLSTM and projection, then CTC (ESPnet v1's `blstmp` encoder with `mtlalpha` 1).
 //!
-//! Every layer: BLSTM -> every s-th frame -> linear -> tanh -> dropout. Then a linear layer to the symbols, whose softmax is in the loss.
+//! The encoder is [`BlstmEncoder`], with a VGG front end below it if the recipe asks for one. Then a linear layer to the symbols, whose softmax is
+//! in the loss.
 
 use crate::error::Result;
-use crate::models::{Group, Layer, Network, Structure};
-use crate::nn::{Blstm, Linear, Parameters};
+use crate::models::blstm_encoder::{BlstmEncoder, EncoderSizes};
+use crate::models::declaring::Declaring;
+use crate::models::recogniser::{Loss, Recogniser, UtteranceLosses};
+use crate::models::{Network, Structure};
+use crate::nn::{Linear, Parameters};
 use crate::ops;
+use crate::ops::ctc::CtcOutput;
 use crate::ops::linear::Activation;
 use crate::ops::sequences::Sequences;
-use crate::random::{Mask, MaskKey};
+use crate::random::MaskKey;
 use crate::tape::{Tape, Var};
 
 /// The sizes of a `blstm-ctc`.
@@ -16,6 +21,8 @@ use crate::tape::{Tape, Var};
 pub struct Sizes {
     /// Features a frame.
     pub inputs: usize,
+    /// Channels of the blocks of a VGG front end, if there is one.
+    pub vgg: Option<[usize; 2]>,
     /// Hidden units a direction.
     pub units: usize,
     pub projection: usize,
@@ -30,7 +37,7 @@ pub struct Sizes {
 #[derive(Debug, Clone)]
 pub struct BlstmCtc {
     sizes: Sizes,
-    layers: Vec<(Blstm, Linear)>,
+    encoder: BlstmEncoder,
     softmax: Linear,
     structure: Structure,
 }
@@ -43,25 +50,20 @@ impl Network for BlstmCtc {
 
 impl BlstmCtc {
     pub fn new(sizes: Sizes) -> Self {
-        let mut specs = Vec::new();
-        let (mut groups, mut parts, mut layers) = (Vec::new(), Vec::new(), Vec::new());
-        for k in 0..sizes.subsample.len() {
-            let inputs = if k == 0 { sizes.inputs } else { sizes.projection };
-            let first = specs.len();
-            let blstm = Blstm::declare(&mut specs, &format!("encoder.blstm.{k}"), inputs, sizes.units);
-            let middle = specs.len();
-            let name = format!("encoder.proj.{k}");
-            let projection = Linear::declare(&mut specs, &name, 2 * sizes.units, sizes.projection, Activation::Tanh);
-            parts.push(Layer { name: format!("encoder.blstm.{k}"), parameters: first..middle });
-            parts.push(Layer { name, parameters: middle..specs.len() });
-            groups.push(Group { name: format!("blstm-{}", k + 1), parameters: first..specs.len() });
-            layers.push((blstm, projection));
-        }
-        let first = specs.len();
-        let softmax = Linear::declare(&mut specs, "ctc", sizes.projection, sizes.symbols, Activation::Identity);
-        parts.push(Layer { name: "ctc".into(), parameters: first..specs.len() });
-        groups.push(Group { name: "softmax".into(), parameters: first..specs.len() });
-        BlstmCtc { sizes, layers, softmax, structure: Structure { specs, groups, layers: parts } }
+        let mut to = Declaring::default();
+        let encoder = EncoderSizes {
+            inputs: sizes.inputs,
+            vgg: sizes.vgg,
+            units: sizes.units,
+            projection: sizes.projection,
+            subsample: sizes.subsample.clone(),
+            dropout: sizes.dropout,
+        };
+        let encoder = BlstmEncoder::declare(&mut to, encoder);
+        let softmax = Linear::declare(&mut to.specs, "ctc", sizes.projection, sizes.symbols, Activation::Identity);
+        to.end_layer("ctc");
+        to.end_group("softmax");
+        BlstmCtc { sizes, encoder, softmax, structure: to.structure() }
     }
 
     pub fn structure(&self) -> &Structure {
@@ -74,7 +76,7 @@ impl BlstmCtc {
 
     /// Frames that the softmax sees of an utterance of so many.
     pub fn frames_after_subsampling(&self, frames: usize) -> usize {
-        self.sizes.subsample.iter().fold(frames, |frames, &factor| frames.div_ceil(factor))
+        self.encoder.frames(frames)
     }
 
     /// `features: [R, C]` packed as `sequences`; gives logits `[R', V]` and how they are packed. With `masks` it is training and drops out.
@@ -89,19 +91,61 @@ impl BlstmCtc {
         sequences: &Sequences,
         masks: Option<&MaskKey>,
     ) -> Result<(Var, Sequences)> {
-        let mut x = features.clone();
-        let mut sequences = sequences.clone();
-        for (k, (blstm, projection)) in self.layers.iter().enumerate() {
-            let hidden = blstm.forward(tape, parameters, &x, &sequences)?;
-            let (kept, kept_sequences) = ops::subsample::subsample(tape, &hidden, &sequences, self.sizes.subsample[k])?;
-            x = projection.forward(tape, parameters, &kept)?;
-            sequences = kept_sequences;
-            if let Some(key) = masks.filter(|_| self.sizes.dropout > 0.0) {
-                let mask = Mask::new(key, &format!("encoder.proj.{k}"), self.sizes.dropout)?;
-                x = ops::dropout::dropout(tape, &x, &sequences, mask)?;
-            }
-        }
-        let logits = self.softmax.forward(tape, parameters, &x)?;
+        let (hidden, sequences) = self.encode(tape, parameters, features.clone(), sequences, masks)?;
+        let logits = self.softmax.forward(tape, parameters, &hidden)?;
         Ok((logits, sequences))
+    }
+}
+
+impl Recogniser for BlstmCtc {
+    fn inputs(&self) -> usize {
+        self.sizes.inputs
+    }
+
+    fn symbols(&self) -> usize {
+        self.sizes.symbols
+    }
+
+    fn frames_after_subsampling(&self, frames: usize) -> usize {
+        BlstmCtc::frames_after_subsampling(self, frames)
+    }
+
+    fn encode(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        features: Var,
+        sequences: &Sequences,
+        masks: Option<&MaskKey>,
+    ) -> Result<(Var, Sequences)> {
+        self.encoder.forward(tape, parameters, features, sequences, masks)
+    }
+
+    fn ctc_logits(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        hidden: &Var,
+        _: &Sequences,
+        _: Option<&MaskKey>,
+    ) -> Result<Var> {
+        self.softmax.forward(tape, parameters, hidden)
+    }
+
+    fn loss(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        features: Var,
+        sequences: &Sequences,
+        labels: &[Vec<u32>],
+        masks: Option<&MaskKey>,
+    ) -> Result<Loss> {
+        let (hidden, sequences) = self.encode(tape, parameters, features, sequences, masks)?;
+        let logits = self.softmax.forward(tape, parameters, &hidden)?;
+        drop(hidden);
+        let scale = 1.0 / labels.len().max(1) as f32;
+        let CtcOutput { loss, losses, feasible } = ops::ctc::ctc(tape, &logits, &sequences, labels, scale)?;
+        Ok(Loss { loss, losses: UtteranceLosses::of_ctc(losses), feasible, logits, sequences })
     }
 }

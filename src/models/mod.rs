@@ -1,7 +1,13 @@
 //! The models: a forward pass and a list of layer groups, bottom to top.
 
+pub mod any;
 pub mod blstm_ctc;
+pub mod blstm_encoder;
+pub mod ctc_attention;
+mod declaring;
 pub mod lstm_lm;
+pub mod recogniser;
+pub mod transformer;
 
 use crate::nn::ParameterSpec;
 use std::ops::Range;

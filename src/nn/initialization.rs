@@ -29,12 +29,18 @@ pub enum Role {
     /// A matrix `[O, C]`.
     Weight,
     Bias,
+    /// Of an LSTM's gates, `[4H]`, in the order i, f, g, o: with ESPnet's scheme the forget gate's are one.
+    GateBias,
     /// A row for each token, `[V, C]`.
     Embedding,
     /// Of a language model, `[V, C]`.
     SoftmaxWeight,
     /// Of a language model, `[V]`.
     SoftmaxBias,
+    /// Of a layer normalisation: one, whatever the scheme.
+    Scale,
+    /// Of a layer normalisation: zero, whatever the scheme.
+    Shift,
 }
 
 /// The initial values of one parameter.
@@ -44,6 +50,11 @@ pub fn initial_values(spec: &ParameterSpec, scheme: Scheme, seed: u64) -> Vec<f3
     let mut uniform =
         |bound: f64| (0..count).map(|_| ((2.0 * stream.uniform() - 1.0) * bound) as f32).collect::<Vec<f32>>();
     match (scheme, spec.role) {
+        (_, Role::Scale) => vec![1.0; count],
+        (_, Role::Shift) => vec![0.0; count],
+        (Scheme::Espnet, Role::GateBias) => {
+            (0..count).map(|index| if index / (count / 4).max(1) == 1 { 1.0 } else { 0.0 }).collect()
+        }
         (Scheme::Espnet, Role::Bias | Role::SoftmaxBias) | (Scheme::Awd, Role::SoftmaxBias) => vec![0.0; count],
         (Scheme::Espnet | Scheme::Pytorch, Role::Embedding) => (0..count).map(|_| stream.normal() as f32).collect(),
         (Scheme::Espnet, Role::Weight | Role::SoftmaxWeight) => {

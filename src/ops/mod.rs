@@ -4,13 +4,19 @@
 //! same name. Work counts the products (a multiplication and an addition are two operations), not the elementwise rest.
 
 pub mod arithmetic;
+pub mod attention;
+pub mod attention_decoder;
+pub mod convolution;
+pub mod cross_entropy;
 pub mod ctc;
 pub mod dropout;
 pub mod embedding;
+pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod log_softmax;
 pub mod lstm;
+pub mod positions;
 pub mod sequences;
 pub mod subsample;
 pub mod temporal;
@@ -31,4 +37,9 @@ fn matrix(operation: &'static str, what: &str, shape: &[usize]) -> Result<(usize
         [rows, columns] => Ok((rows, columns)),
         _ => Err(Error::operation(operation, format!("{what} has shape {shape:?} where a matrix is needed"))),
     }
+}
+
+/// For an operation that only the CPU computes so far.
+fn not_on_gpu(operation: &'static str) -> Error {
+    Error::operation(operation, "is not computed on a GPU yet").remedy("Use --device cpu")
 }

@@ -6,12 +6,14 @@
 
 mod average;
 mod epsilon_decay;
+mod noam;
 mod norm;
 #[cfg(test)]
 mod tests;
 
 pub use average::{Average, is_triggered};
 pub use epsilon_decay::EpsilonDecay;
+pub use noam::Noam;
 pub use norm::{GradientNorm, clip_coefficient, gradient_norm};
 
 use rayon::prelude::*;

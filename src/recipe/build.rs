@@ -222,6 +222,9 @@ fn language_model(source: &Source) -> Result<Model> {
 }
 
 fn recogniser(source: &Source) -> Result<Model> {
+    if source.text("model.kind")? == "transformer" {
+        return transformer(source);
+    }
     let layers = source.whole("model.layers")?;
     let numbers = |value: &Value| form::whole_list(value).and_then(whole_numbers);
     let subsample = source.optional("model.subsample", numbers)?.unwrap_or_else(|| vec![1; layers]);
@@ -230,12 +233,45 @@ fn recogniser(source: &Source) -> Result<Model> {
         let remedy = "One number for each layer, bottom first; ESPnet's \"1_2_2_1_1\" is [2, 2, 1, 1]";
         return Err(source.impossible("model.subsample", problem, remedy));
     }
-    Ok(Model::BlstmCtc(BlstmCtc {
+    let encoder = BlstmCtc {
+        front_end: source.choice("model.frontend")?,
         layers,
         units: source.whole("model.units")?,
         projection: source.whole("model.projection")?,
         subsample,
         dropout: source.number("model.dropout")?,
+        init: source.choice("model.init")?,
+    };
+    if source.text("model.kind")? == "blstm-ctc" {
+        return Ok(Model::BlstmCtc(encoder));
+    }
+    Ok(Model::CtcAttention(CtcAttention {
+        encoder,
+        attention: source.whole("model.attention")?,
+        attention_channels: source.whole("model.attention_channels")?,
+        attention_reach: source.whole("model.attention_reach")?,
+        decoder_units: source.whole("model.decoder_units")?,
+        ctc_weight: source.number("model.ctc_weight")?,
+        label_smoothing: source.number("model.label_smoothing")?,
+    }))
+}
+
+fn transformer(source: &Source) -> Result<Model> {
+    let (units, heads) = (source.whole("model.units")?, source.whole("model.heads")?);
+    if !units.is_multiple_of(heads) {
+        let problem = format!("model.heads is {heads}, and model.units is {units}");
+        return Err(source.impossible("model.heads", problem, "The heads share the units equally"));
+    }
+    Ok(Model::Transformer(Transformer {
+        encoder_layers: source.whole("model.encoder_layers")?,
+        decoder_layers: source.whole("model.decoder_layers")?,
+        units,
+        heads,
+        feedforward: source.whole("model.feedforward")?,
+        dropout: source.number("model.dropout")?,
+        attention_dropout: source.number("model.attention_dropout")?,
+        ctc_weight: source.number("model.ctc_weight")?,
+        label_smoothing: source.number("model.label_smoothing")?,
         init: source.choice("model.init")?,
     }))
 }
@@ -263,9 +299,15 @@ fn optimizer(source: &Source) -> Result<Optimizer> {
     }
     let adadelta = matches!(method, Method::Adadelta { .. });
     let sgd = matches!(method, Method::Sgd { .. });
+    let warmup = if matches!(method, Method::Adam { .. }) { source.whole("optimizer.warmup")? } else { 0 };
+    if warmup > 0 && source.text("model.kind")? != "transformer" {
+        let problem = "optimizer.warmup is Noam's schedule, which follows from the units of a transformer";
+        return Err(source.impossible("optimizer.warmup", problem, "Remove it, or use model.kind = \"transformer\""));
+    }
     Ok(Optimizer {
         method,
         learning_rate: number("optimizer.learning_rate")?,
+        warmup,
         learning_rate_decay: if sgd { number("optimizer.learning_rate_decay")? } else { 1.0 },
         epsilon: if sgd || matches!(method, Method::NtAsgd { .. }) { 0.0 } else { number("optimizer.epsilon")? },
         epsilon_decay: if adadelta { number("optimizer.epsilon_decay")? } else { 1.0 },
@@ -285,9 +327,21 @@ fn training(source: &Source, kind: DataKind) -> Result<Training> {
         criterion: source.choice("training.criterion")?,
         precision: source.choice("training.precision")?,
         keep: source.choice("training.keep")?,
+        average_epochs: average_epochs(source)?,
+        accumulate: if kind == DataKind::Speech { source.whole("training.accumulate")? } else { 1 },
         save_minutes: source.number("training.save_minutes")?,
         tensorboard: source.flag("training.tensorboard")?,
     })
+}
+
+/// They are averaged from the files of their epochs.
+fn average_epochs(source: &Source) -> Result<usize> {
+    let epochs = source.whole("training.average_epochs")?;
+    if epochs > 1 && source.text("training.keep")? != "all" {
+        let problem = format!("training.average_epochs is {epochs}, and training.keep is \"best\"");
+        return Err(source.impossible("training.average_epochs", problem, "Add training.keep = \"all\""));
+    }
+    Ok(epochs)
 }
 
 fn cascade(source: &Source, folder: &Path) -> Result<Cascade> {

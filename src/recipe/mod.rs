@@ -171,6 +171,8 @@ pub enum TextMode {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Model {
     BlstmCtc(BlstmCtc),
+    CtcAttention(CtcAttention),
+    Transformer(Transformer),
     LstmLm(LstmLm),
 }
 
@@ -189,8 +191,18 @@ pub struct LstmLm {
     pub init: Scheme,
 }
 
+/// What lies below the lowest BLSTM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrontEnd {
+    None,
+    Vgg,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BlstmCtc {
+    #[serde(rename = "frontend")]
+    pub front_end: FrontEnd,
     pub layers: usize,
     pub units: usize,
     pub projection: usize,
@@ -201,10 +213,40 @@ pub struct BlstmCtc {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CtcAttention {
+    #[serde(flatten)]
+    pub encoder: BlstmCtc,
+    pub attention: usize,
+    pub attention_channels: usize,
+    pub attention_reach: usize,
+    pub decoder_units: usize,
+    /// Of the CTC loss; the rest is the decoder's.
+    pub ctc_weight: f64,
+    pub label_smoothing: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Transformer {
+    pub encoder_layers: usize,
+    pub decoder_layers: usize,
+    pub units: usize,
+    pub heads: usize,
+    pub feedforward: usize,
+    pub dropout: f64,
+    pub attention_dropout: f64,
+    /// Of the CTC loss; the rest is the decoder's.
+    pub ctc_weight: f64,
+    pub label_smoothing: f64,
+    pub init: Scheme,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Optimizer {
     #[serde(flatten)]
     pub method: Method,
     pub learning_rate: f64,
+    /// Adam: updates until the learning rate is highest; 0: it stays the same.
+    pub warmup: usize,
     /// SGD; 1: none.
     pub learning_rate_decay: f64,
     /// Adadelta and Adam; 0 for SGD, which has none.
@@ -250,6 +292,10 @@ pub struct Training {
     pub criterion: Criterion,
     pub precision: Precision,
     pub keep: Keep,
+    /// Epochs whose weights' average is the stage's; 1: the best epoch's are.
+    pub average_epochs: usize,
+    /// Speech: batches of an update; 1 for text.
+    pub accumulate: usize,
     /// 0: a state is written after each epoch only.
     pub save_minutes: f64,
     pub tensorboard: bool,
@@ -318,11 +364,15 @@ impl Serialize for ClassifierSource {
 }
 
 impl Model {
-    /// How many layer groups a cut can freeze: each BLSTM with its projection or LSTM, the softmax and, if its weights are its own, the
-    /// embedding.
+    /// How many layer groups a cut can freeze: a front end, each BLSTM with its projection or LSTM, the softmax and, if its weights are its own, the
+    /// embedding; with attention, the decoder; of a Transformer the front end, each layer, and both softmax layers together.
     pub fn groups(&self) -> usize {
         match self {
-            Model::BlstmCtc(model) => model.layers + 1,
+            Model::BlstmCtc(model) => model.layers + 1 + usize::from(model.front_end == FrontEnd::Vgg),
+            Model::CtcAttention(model) => {
+                model.encoder.layers + 2 + usize::from(model.encoder.front_end == FrontEnd::Vgg)
+            }
+            Model::Transformer(model) => model.encoder_layers + model.decoder_layers + 2,
             Model::LstmLm(model) => model.layers + 1 + usize::from(!model.tied),
         }
     }

@@ -71,6 +71,11 @@ fn every_default_of_the_table_has_the_form_of_its_key() {
     }
 }
 
+const TRANSFORMER: &str =
+    "model={kind='transformer', encoder_layers=2, decoder_layers=1, units=8, heads=2, feedforward=16}";
+const CTC_ATTENTION: &str =
+    "model={kind='ctc-attention', layers=2, units=3, projection=4, attention=5, decoder_units=6, frontend='vgg'}";
+
 /// Recipes that between them choose every kind.
 fn one_of_each_kind() -> Vec<Recipe> {
     let text = [&OF_TEXT[..], &["cascade.criterion=loss", "optimizer={kind='sgd', momentum=0.9, nesterov=true}"]];
@@ -94,6 +99,12 @@ fn one_of_each_kind() -> Vec<Recipe> {
         ]),
         small(&["cascade={strategy='fixed', compositions=[[1, 2], [1, 1, 1]], reinit_seeds=[3, 4]}"]),
         small(&["cascade={classifier_from=['runs/a/joint@3', 'runs/b'], classifier_groups=2}"]),
+        small(&[
+            TRANSFORMER,
+            "optimizer={kind='adam', warmup=100}",
+            "cascade={strategy='fixed', compositions=[[1, 4]]}",
+        ]),
+        small(&[CTC_ATTENTION, "cascade={strategy='fixed', compositions=[[1, 1, 2, 1]]}"]),
         small(&text.concat()),
         small(&averaging.concat()),
     ]
@@ -169,6 +180,10 @@ fn every_word_of_every_choice_can_be_chosen() {
             let mut overrides: Vec<String> = Vec::new();
             match key.only_with {
                 Some(("data.kind", "text") | ("model.kind", "lstm-lm")) => overrides.extend(OF_TEXT.map(String::from)),
+                Some(("model.kind", "transformer")) => overrides.push(TRANSFORMER.into()),
+                Some(("model.kind", "ctc-attention")) => overrides.push(CTC_ATTENTION.into()),
+                None if (key.name, *word) == ("model.kind", "transformer") => overrides.push(TRANSFORMER.into()),
+                None if (key.name, *word) == ("model.kind", "ctc-attention") => overrides.push(CTC_ATTENTION.into()),
                 Some((kind, kind_word)) => overrides.push(format!("{kind}={kind_word}")),
                 None if [("data.kind", "text"), ("model.kind", "lstm-lm")].contains(&(key.name, *word)) => {
                     overrides.extend(OF_TEXT.map(String::from));

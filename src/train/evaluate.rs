@@ -5,6 +5,7 @@ use crate::data::speech::SpeechData;
 use crate::data::tokens::TokenList;
 use crate::decode;
 use crate::error::Result;
+use crate::models::recogniser::Recogniser;
 use crate::score::rate::ErrorCounts;
 use crate::train::learner::{Batch, Learner};
 use crate::train::record::{Scores, Transcript};
@@ -49,19 +50,25 @@ pub struct Evaluated {
     pub not_finite: Vec<String>,
 }
 
+/// What tokens stand for. The symbol that ends a transcript stands for nothing.
+pub fn transcript_of(decoded: &[u32], tokens: &TokenList) -> String {
+    let spoken: Vec<u32> = decoded.iter().copied().filter(|&token| (token as usize) < tokens.len()).collect();
+    tokens.decode(&spoken)
+}
+
 /// Evaluates all of `data`. `after_batch` hears how many utterances are done.
 ///
 /// # Errors
 /// If features cannot be read or do not fit the model.
-pub fn evaluate(
-    learner: &Learner,
+pub fn evaluate<M: Recogniser + Sync>(
+    learner: &Learner<M>,
     data: &Arc<SpeechData>,
     tokens: &TokenList,
     limits: BatchLimits,
     decoder: Decoder,
     mut after_batch: impl FnMut(usize),
 ) -> Result<Evaluated> {
-    let symbols = learner.model().sizes().symbols;
+    let symbols = learner.model().symbols();
     let mut decoded: Vec<(usize, Transcript)> = Vec::with_capacity(data.utterances().len());
     let mut losses = vec![None; data.utterances().len()];
     let mut finite = vec![true; data.utterances().len()];
@@ -77,7 +84,7 @@ pub fn evaluate(
             let logits = evaluation.sequences.unpack(sequence, &logits, symbols);
             let is_finite = logits.iter().all(|logit| logit.is_finite());
             let hypothesis = match is_finite {
-                true => tokens.decode(&decoder.decode(&logits, symbols)?),
+                true => transcript_of(&decoder.decode(&logits, symbols)?, tokens),
                 false => String::new(),
             };
             let index = indices[sequence];

@@ -7,9 +7,8 @@ use crate::device::{Category, Device};
 use crate::error::Result;
 use crate::models::Network;
 use crate::models::blstm_ctc::BlstmCtc;
+use crate::models::recogniser::{Loss, Recogniser, UtteranceLosses};
 use crate::nn::{Parameters, Scheme};
-use crate::ops;
-use crate::ops::ctc::Losses;
 use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
 use crate::tape::{Tape, Var};
@@ -40,11 +39,22 @@ pub struct Learner<M = BlstmCtc> {
     model: M,
     pub parameters: Parameters,
     pub updater: Updater,
+    accumulation: Accumulation,
+}
+
+/// Gradients of several batches that make one update.
+struct Accumulation {
+    /// Batches of an update.
+    batches: usize,
+    /// Those whose gradients wait for the others'.
+    waiting: usize,
+    /// The next batch makes the update, however many are missing.
+    ends: bool,
 }
 
 /// A training step that a device may still be busy with: see [`Learner::settle`].
 pub struct Running {
-    losses: Losses,
+    losses: UtteranceLosses,
     feasible: Vec<bool>,
     update: Updating,
     kept: u64,
@@ -113,7 +123,23 @@ impl<M: Network> Learner<M> {
         }
         parameters.set_trainable(device, trainable);
         let updater = Updater::new(device, &parameters, options);
-        Learner { device: device.clone(), model, parameters, updater }
+        let accumulation = Accumulation { batches: 1, waiting: 0, ends: false };
+        Learner { device: device.clone(), model, parameters, updater, accumulation }
+    }
+
+    /// From now on so many batches make one update; each batch's gradient is divided by their number.
+    pub fn accumulate(&mut self, batches: usize) {
+        self.accumulation.batches = batches.max(1);
+    }
+
+    /// Batches whose gradients wait for others.
+    pub fn waiting(&self) -> usize {
+        self.accumulation.waiting
+    }
+
+    /// Lets the next batch make the update, however many are missing.
+    pub fn end_update(&mut self) {
+        self.accumulation.ends = true;
     }
 
     pub fn device(&self) -> &Device {
@@ -125,7 +151,7 @@ impl<M: Network> Learner<M> {
     }
 }
 
-impl Learner {
+impl<M: Recogniser> Learner<M> {
     /// Forward, backward, clipping, optimiser. The loss is the sum over the utterances divided by their number, as in ESPnet.
     ///
     /// # Errors
@@ -144,21 +170,29 @@ impl Learner {
         let before = self.device.operations();
         let mut tape = Tape::new(&self.device);
         let features = self.upload(batch);
-        let (logits, sequences) =
-            self.model.forward(&mut tape, &self.parameters, &features, &batch.sequences, Some(masks))?;
-        drop(features);
-        let scale = 1.0 / batch.labels.len().max(1) as f32;
-        let output = ops::ctc::ctc(&mut tape, &logits, &sequences, &batch.labels, scale)?;
+        let Batch { sequences, labels, .. } = batch;
+        let Loss { loss, losses, feasible, logits, .. } =
+            self.model.loss(&mut tape, &self.parameters, features, sequences, labels, Some(masks))?;
         drop(logits);
         let kept = self.device.ledger().live(Category::Activation);
         let between = self.device.operations();
-        self.parameters.gradients.clear();
-        tape.backward(&output.loss, 1.0, &mut self.parameters.gradients)?;
+        if self.accumulation.waiting == 0 {
+            self.parameters.gradients.clear();
+        }
+        let share = 1.0 / self.accumulation.batches as f32;
+        tape.backward(&loss, share, &mut self.parameters.gradients)?;
+        drop(loss);
         let work = Work { forward: between - before, backward: self.device.operations() - between };
-        let update = self.updater.update(&self.device, &mut self.parameters);
+        self.accumulation.waiting += 1;
+        let update = if self.accumulation.ends || self.accumulation.waiting >= self.accumulation.batches {
+            (self.accumulation.waiting, self.accumulation.ends) = (0, false);
+            self.updater.update(&self.device, &mut self.parameters)
+        } else {
+            Updating::Waits
+        };
         recording.into_iter().for_each(Recording::run);
         self.device.check()?;
-        Ok(Running { losses: output.losses, feasible: output.feasible, update, kept, work })
+        Ok(Running { losses, feasible, update, kept, work })
     }
 
     /// What a step came to; waits for it. Steps are settled in the order in which they were started.
@@ -167,7 +201,7 @@ impl Learner {
     /// What the device says.
     pub fn settle(&mut self, running: Running) -> Result<Step> {
         let Running { losses, feasible, update, kept, work } = running;
-        let (losses, update) = (losses.read(), update.read());
+        let (losses, update) = (losses.read(feasible.len()), update.read());
         self.device.check()?;
         self.updater.settle(&update);
         Ok(Step { losses, feasible, update, kept, work })
@@ -178,12 +212,13 @@ impl Learner {
     /// # Errors
     /// If a batch does not fit the model.
     pub fn evaluate(&self, batch: &Batch) -> Result<Evaluation> {
-        let (logits, sequences) = self.logits(batch)?;
         let mut tape = Tape::without_gradients(&self.device);
-        let output = ops::ctc::ctc(&mut tape, &Var::constant(logits.clone()), &sequences, &batch.labels, 1.0)?;
-        let losses = output.losses.read();
+        let features = self.upload(batch);
+        let Loss { losses, feasible, logits, sequences, .. } =
+            self.model.loss(&mut tape, &self.parameters, features, &batch.sequences, &batch.labels, None)?;
+        let losses = losses.read(feasible.len());
         self.device.check()?;
-        Ok(Evaluation { logits, sequences, losses, feasible: output.feasible })
+        Ok(Evaluation { logits: logits.tensor().clone(), sequences, losses, feasible })
     }
 
     /// The logits of every kept frame, `[R', V]`, and how they are packed.
@@ -193,12 +228,13 @@ impl Learner {
     pub fn logits(&self, batch: &Batch) -> Result<(Tensor, Sequences)> {
         let mut tape = Tape::without_gradients(&self.device);
         let features = self.upload(batch);
-        let (logits, sequences) = self.model.forward(&mut tape, &self.parameters, &features, &batch.sequences, None)?;
+        let (hidden, sequences) = self.model.encode(&mut tape, &self.parameters, features, &batch.sequences, None)?;
+        let logits = self.model.ctc_logits(&mut tape, &self.parameters, &hidden, &sequences, None)?;
         Ok((logits.tensor().clone(), sequences))
     }
 
     fn upload(&self, batch: &Batch) -> Var {
-        let shape = [batch.sequences.rows(), self.model.sizes().inputs];
+        let shape = [batch.sequences.rows(), self.model.inputs()];
         Var::constant(Tensor::from_vec(&self.device, &shape, batch.features.clone(), Category::Activation))
     }
 }

@@ -1,18 +1,21 @@
 //! A trained model, ready to recognise: weights, tokens, normalisation and feature options, from a run or from files.
 
 use crate::audio::pauses::parts;
-use crate::audio::{FeatureExtractor, read_audio, resample};
+use crate::audio::{FeatureExtractor, FeatureOptions, read_audio, resample};
 use crate::data::BatchLimits;
 use crate::data::batch::pack;
+use crate::data::cmvn::Cmvn;
 use crate::device::Device;
 use crate::error::{Error, Result, Subject};
-use crate::models::blstm_ctc::BlstmCtc;
+use crate::models::Network;
+use crate::models::any::AnyRecogniser;
+use crate::models::recogniser::Recogniser;
 use crate::nn::{Parameters, Scheme};
 use crate::ops::sequences::Sequences;
-use crate::recipe::{Batch as BatchSection, DataKind, Recipe};
+use crate::recipe::{Batch as BatchSection, DataKind, FrontEnd, Model, Recipe};
 use crate::train::checkpoint::load_weights;
 use crate::train::corpus::Frontend;
-use crate::train::evaluate::{Decoder, Evaluated, evaluate};
+use crate::train::evaluate::{Decoder, Evaluated, evaluate, transcript_of};
 use crate::train::learner::{Batch, Learner};
 use crate::train::prepare::{model_of_sizes, recipe_of};
 use crate::train::progress::{Counted, Mode};
@@ -29,7 +32,7 @@ const LONGEST_PART: f64 = 60.0;
 pub struct LoadedModel {
     pub recipe: Recipe,
     pub frontend: Frontend,
-    learner: Learner,
+    learner: Learner<AnyRecogniser>,
 }
 
 impl LoadedModel {
@@ -62,12 +65,8 @@ impl LoadedModel {
     }
 
     fn new(device: &Device, recipe: Recipe, frontend: Frontend, weights: &Weights) -> Result<Self> {
-        let first = weights.shape("encoder.blstm.0.weight_ih_l0");
-        let inputs = first.and_then(|shape| shape.get(1).copied()).ok_or_else(|| {
-            Error::file(weights.path(), "has no tensor encoder.blstm.0.weight_ih_l0, so it is no blstm-ctc")
-                .remedy("Name the weights of a model that the recipe describes")
-        })?;
-        let model = model_of_sizes(&recipe, inputs, frontend.tokens.len())?;
+        let inputs = inputs_of(&recipe, &frontend, weights)?;
+        let model = model_of_sizes(&recipe, inputs, &frontend.tokens)?;
         let structure = model.structure();
         weights.expect(structure.specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())))?;
         let mut parameters = Parameters::initialize(device, &structure.specs, Scheme::Espnet, 0);
@@ -91,7 +90,7 @@ impl LoadedModel {
     /// If the folder cannot be read or does not fit the model; if the model's output is not finite.
     pub fn evaluate(&self, folder: &Path, decoder: Decoder, mode: Mode) -> Result<Evaluated> {
         let data = Arc::new(self.frontend.open_set(folder, mode)?);
-        let inputs = self.learner.model().sizes().inputs;
+        let inputs = self.learner.model().inputs();
         if data.dimension() != inputs {
             let problem = format!("has features of {} numbers a frame, the model takes {inputs}", data.dimension());
             return Err(Error::file(folder, problem)
@@ -153,16 +152,38 @@ impl LoadedModel {
             labels: vec![Vec::new()],
         };
         let (logits, _) = self.learner.logits(&batch)?;
-        let symbols = self.learner.model().sizes().symbols;
+        let symbols = self.learner.model().symbols();
         let tokens = decoder
             .decode(&logits.host(), symbols)
             .map_err(|error| Error::file(path, error.problem).remedy(error.remedy.unwrap_or_default()))?;
-        Ok(self.frontend.tokens.decode(&tokens))
+        Ok(transcript_of(&tokens, &self.frontend.tokens))
     }
 }
 
+/// Features a frame that the weights were trained on: what the lowest weight takes, or, under convolutions, which take any number, what the
+/// normalisation or the feature options say.
+fn inputs_of(recipe: &Recipe, frontend: &Frontend, weights: &Weights) -> Result<usize> {
+    let lowest = "encoder.blstm.0.weight_ih_l0";
+    let takes_features = match &recipe.model {
+        Model::BlstmCtc(model) => model.front_end == FrontEnd::None,
+        Model::CtcAttention(model) => model.encoder.front_end == FrontEnd::None,
+        Model::Transformer(_) | Model::LstmLm(_) => false,
+    };
+    if takes_features {
+        return weights.shape(lowest).and_then(|shape| shape.get(1).copied()).ok_or_else(|| {
+            let problem = format!("has no tensor {lowest}, so it is not the model that the recipe describes");
+            Error::file(weights.path(), problem).remedy("Name the weights of a model that the recipe describes")
+        });
+    }
+    let made_with = frontend.features.as_ref().map(FeatureOptions::dimension);
+    frontend.cmvn().map(Cmvn::dimension).or(made_with).ok_or_else(|| {
+        Error::file(weights.path(), "does not say how many features a frame has")
+            .remedy("Put features.toml beside feats.scp, or train with data.cmvn = \"global\"")
+    })
+}
+
 /// Everything frozen: no gradient buffer and no optimiser state exists.
-fn frozen(device: &Device, model: BlstmCtc, parameters: Parameters, recipe: &Recipe) -> Learner {
+fn frozen(device: &Device, model: AnyRecogniser, parameters: Parameters, recipe: &Recipe) -> Learner<AnyRecogniser> {
     let groups: Vec<usize> = (0..model.structure().groups.len()).collect();
     Learner::with_parameters(device, model, parameters, &groups, update_options(recipe))
 }

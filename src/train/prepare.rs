@@ -9,8 +9,13 @@ use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
 use crate::models::Network;
 use crate::models::Structure;
+use crate::models::any::AnyRecogniser;
 use crate::models::blstm_ctc::{BlstmCtc, Sizes};
+use crate::models::blstm_encoder::EncoderSizes;
+use crate::models::ctc_attention::{self, CtcAttention};
 use crate::models::lstm_lm::{self, Dropouts, LstmLm};
+use crate::models::recogniser::Recogniser;
+use crate::models::transformer::{self, Transformer};
 use crate::ops::dropout::Sharing;
 use crate::recipe::{self, DataKind, Model, Precision, Recipe};
 use crate::train::checkpoint;
@@ -63,14 +68,15 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mo
         return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
     }
     let corpus = Corpus::open(recipe, frontend, keep_normalization, mode)?;
-    let model = model_of_sizes(recipe, corpus.train.dimension(), corpus.frontend.tokens.len())?;
+    let model = model_of_sizes(recipe, corpus.train.dimension(), &corpus.frontend.tokens)?;
+    let model = with_unigrams(model, &corpus.train);
     for set in [&corpus.train, &corpus.valid] {
         check_feasible(set, &model)?;
     }
     for classifier in &classifiers {
         check_classifier(classifier, &corpus, &model, recipe.cascade.classifier_groups)?;
     }
-    Ok(Prepared { task: AnyTask::Speech(SpeechTask { corpus, model }), classifiers })
+    Ok(Prepared { task: AnyTask::Speech(SpeechTask { corpus, model: Box::new(model) }), classifiers })
 }
 
 fn prepare_text(recipe: &Recipe, resumed: Option<&RunFolder>, classifiers: &[WeightsReference]) -> Result<TextTask> {
@@ -127,22 +133,79 @@ pub fn language_model(recipe: &Recipe, vocabulary: usize) -> Result<LstmLm> {
     Ok(LstmLm::new(lstm_lm::Sizes { vocabulary, embedding, units, layers, tied, dropouts }))
 }
 
-/// The recogniser that the recipe asks for, with so many features a frame and so many symbols.
+/// The recogniser that the recipe asks for, with so many features a frame and these tokens. A model with a decoder has one symbol more, which
+/// begins and ends a transcript, unless the list ends with it (`<eos>`), as lists of ESPnet do.
 ///
 /// # Errors
 /// If it asks for another kind of model.
-pub fn model_of_sizes(recipe: &Recipe, inputs: usize, symbols: usize) -> Result<BlstmCtc> {
-    let Model::BlstmCtc(sizes) = &recipe.model else {
-        return Err(Error::key("model.kind", "is no speech recogniser"));
-    };
-    Ok(BlstmCtc::new(Sizes {
-        inputs,
-        units: sizes.units,
-        projection: sizes.projection,
-        subsample: sizes.subsample.clone(),
-        dropout: sizes.dropout,
-        symbols,
-    }))
+pub fn model_of_sizes(recipe: &Recipe, inputs: usize, tokens: &TokenList) -> Result<AnyRecogniser> {
+    let has_end = tokens.symbols().last().is_some_and(|symbol| symbol == "<eos>");
+    let with_end = tokens.len() + usize::from(!has_end);
+    match &recipe.model {
+        Model::BlstmCtc(sizes) => Ok(AnyRecogniser::BlstmCtc(BlstmCtc::new(Sizes {
+            inputs,
+            vgg: vgg(sizes.front_end),
+            units: sizes.units,
+            projection: sizes.projection,
+            subsample: sizes.subsample.clone(),
+            dropout: sizes.dropout,
+            symbols: tokens.len(),
+        }))),
+        Model::CtcAttention(sizes) => Ok(AnyRecogniser::CtcAttention(CtcAttention::new(ctc_attention::Sizes {
+            encoder: EncoderSizes {
+                inputs,
+                vgg: vgg(sizes.encoder.front_end),
+                units: sizes.encoder.units,
+                projection: sizes.encoder.projection,
+                subsample: sizes.encoder.subsample.clone(),
+                dropout: sizes.encoder.dropout,
+            },
+            attention: sizes.attention,
+            channels: sizes.attention_channels,
+            reach: sizes.attention_reach,
+            decoder_units: sizes.decoder_units,
+            ctc_weight: sizes.ctc_weight,
+            label_smoothing: sizes.label_smoothing,
+            unigrams: None,
+            symbols: with_end,
+        }))),
+        Model::Transformer(sizes) => Ok(AnyRecogniser::Transformer(Transformer::new(transformer::Sizes {
+            inputs,
+            encoder_layers: sizes.encoder_layers,
+            decoder_layers: sizes.decoder_layers,
+            units: sizes.units,
+            heads: sizes.heads,
+            feedforward: sizes.feedforward,
+            dropout: sizes.dropout,
+            attention_dropout: sizes.attention_dropout,
+            ctc_weight: sizes.ctc_weight,
+            label_smoothing: sizes.label_smoothing,
+            symbols: with_end,
+        }))),
+        Model::LstmLm(_) => Err(Error::key("model.kind", "is no speech recogniser")),
+    }
+}
+
+/// Labels are smoothed towards how frequent the symbols are in the training set, the end of a transcript with them; as in ESPnet one that never
+/// occurs counts once, and the blank not at all.
+fn with_unigrams(model: AnyRecogniser, train: &SpeechData) -> AnyRecogniser {
+    let AnyRecogniser::CtcAttention(model) = model else { return model };
+    let mut sizes = model.sizes().clone();
+    let mut counts = vec![0_u64; sizes.symbols];
+    for utterance in train.utterances() {
+        utterance.labels.iter().for_each(|&label| counts[label as usize] += 1);
+    }
+    *counts.last_mut().expect("there is a symbol") = train.utterances().len() as u64;
+    counts.iter_mut().for_each(|count| *count = (*count).max(1));
+    counts[0] = 0;
+    let total: u64 = counts.iter().sum();
+    sizes.unigrams = Some(counts.iter().map(|&count| (count as f64 / total as f64) as f32).collect());
+    AnyRecogniser::CtcAttention(CtcAttention::new(sizes))
+}
+
+/// The channels of ESPnet's.
+fn vgg(front_end: recipe::FrontEnd) -> Option<[usize; 2]> {
+    (front_end == recipe::FrontEnd::Vgg).then_some([64, 128])
 }
 
 /// The recipe that a run keeps.
@@ -173,7 +236,7 @@ fn classifiers(recipe: &Recipe) -> Result<Vec<WeightsReference>> {
 }
 
 /// What is trained on and what epochs are judged by needs an utterance with a loss: the mean of none would look like a perfect one.
-fn check_feasible(set: &SpeechData, model: &BlstmCtc) -> Result<()> {
+fn check_feasible(set: &SpeechData, model: &AnyRecogniser) -> Result<()> {
     let fits = |utterance: &SpeechUtterance| {
         ctc::Batch::feasible(model.frames_after_subsampling(utterance.frames), &utterance.labels)
     };
@@ -220,7 +283,7 @@ fn check_token_list(recipe: &Recipe, classifier: &WeightsReference, tokens: &Tok
 }
 
 /// The frozen groups must have the tokens and the shapes of the model that they go into.
-fn check_classifier(reference: &WeightsReference, corpus: &Corpus, model: &BlstmCtc, groups: usize) -> Result<()> {
+fn check_classifier(reference: &WeightsReference, corpus: &Corpus, model: &AnyRecogniser, groups: usize) -> Result<()> {
     let folder = RunFolder::open(&reference.run)?;
     let tokens = Frontend::of_run(&folder, &recipe_of(&folder)?)?.tokens;
     check_same_tokens(reference, tokens.symbols(), corpus.frontend.tokens.symbols())?;

@@ -7,7 +7,7 @@ use crate::data::batch::SpeechBatch;
 use crate::device::Device;
 use crate::error::Result;
 use crate::models::Network;
-use crate::models::blstm_ctc::BlstmCtc;
+use crate::models::any::AnyRecogniser;
 use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
 use crate::tensor::Tensor;
@@ -149,7 +149,7 @@ pub struct Outcome {
 #[derive(Clone)]
 pub struct SpeechTask {
     pub corpus: Corpus,
-    pub model: BlstmCtc,
+    pub model: Box<AnyRecogniser>,
 }
 
 /// A batch of utterances and what they are called.
@@ -191,18 +191,18 @@ impl SpeechTask {
 }
 
 impl Task for SpeechTask {
-    type Model = BlstmCtc;
+    type Model = AnyRecogniser;
     type Piece = Vec<usize>;
     type Batch = SpeechPiece;
     type Carried = ();
     type Running = RunningUtterances;
 
-    fn model(&self) -> &BlstmCtc {
+    fn model(&self) -> &AnyRecogniser {
         &self.model
     }
 
     fn model_name(&self) -> String {
-        format!("blstm-ctc, {} symbols", self.symbols())
+        format!("{}, {} symbols", self.model.kind(), self.symbols())
     }
 
     fn unit(&self) -> Unit {
@@ -252,7 +252,7 @@ impl Task for SpeechTask {
 
     fn start(
         &self,
-        learner: &mut Learner,
+        learner: &mut Learner<AnyRecogniser>,
         piece: SpeechPiece,
         (): &mut (),
         masks: &MaskKey,
@@ -261,7 +261,7 @@ impl Task for SpeechTask {
         Ok(RunningUtterances { running: learner.start(&batch, masks)?, ids, frames: batch.sequences.rows() })
     }
 
-    fn settle(&self, learner: &mut Learner, running: RunningUtterances) -> Result<Outcome> {
+    fn settle(&self, learner: &mut Learner<AnyRecogniser>, running: RunningUtterances) -> Result<Outcome> {
         let RunningUtterances { running, ids, frames } = running;
         let step = learner.settle(running)?;
         let infeasible = ids.iter().zip(&step.feasible).filter(|(_, feasible)| !**feasible);
@@ -279,7 +279,7 @@ impl Task for SpeechTask {
         })
     }
 
-    fn evaluate(&self, learner: &Learner, set: Set) -> Result<Option<Evaluated>> {
+    fn evaluate(&self, learner: &Learner<AnyRecogniser>, set: Set) -> Result<Option<Evaluated>> {
         let Corpus { frontend, limits, .. } = &self.corpus;
         let evaluate = |data| evaluate(learner, data, &frontend.tokens, *limits, Decoder::Greedy, |_| ());
         self.set(set).map(evaluate).transpose()
@@ -307,7 +307,7 @@ impl Task for SpeechTask {
         }
     }
 
-    fn evaluate_outline(&self, learner: &Learner, set: Set) -> Result<bool> {
+    fn evaluate_outline(&self, learner: &Learner<AnyRecogniser>, set: Set) -> Result<bool> {
         let Some(data) = self.set(set) else { return Ok(false) };
         for indices in data.plan(self.corpus.limits)?.batches() {
             learner.evaluate(&Self::sizes_of_batch(data, indices)?)?;

@@ -4,7 +4,7 @@ use crate::backend::cuda::context::{Buffer, Context, Fetched};
 use crate::backend::cuda::optim::{self, Hyperparameters, Plan, StepState, Trainable};
 use crate::device::{Backend, Category, Device};
 use crate::nn::Parameters;
-use crate::optim::{Average, EpsilonDecay, Hyper, Method, clip_coefficient, gradient_norm};
+use crate::optim::{Average, EpsilonDecay, Hyper, Method, Noam, clip_coefficient, gradient_norm};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ pub struct Updater {
     pub updates: u64,
     /// From one update to the next: what `learning_rate` decays to.
     pub learning_rate: f64,
+    /// The learning rate's schedule, if it has one.
+    pub noam: Option<Noam>,
     /// The factor on the next update's learning rate, and that of the update before.
     rate_factor: (f64, f64),
     /// NT-ASGD's, once it has begun.
@@ -66,12 +68,16 @@ pub struct Update {
     pub non_finite: Option<usize>,
     /// Updates made since the stage began, this one included.
     pub updates: u64,
+    /// No update was made: the gradient waits for those of the batches to come.
+    pub waits: bool,
 }
 
 /// An update that may be under way.
 #[derive(Debug)]
 pub enum Updating {
     Done(Update),
+    /// Until other batches have added their gradients.
+    Waits,
     OnDevice {
         state: Fetched<StepState>,
         /// Parameters by their place in the plan.
@@ -84,11 +90,12 @@ impl Updating {
     pub fn read(self) -> Update {
         match self {
             Updating::Done(update) => update,
+            Updating::Waits => Update { gradient_norm: 0.0, non_finite: None, updates: 0, waits: true },
             Updating::OnDevice { state, moved } => {
                 let state = state.read()[0];
                 let place = usize::try_from(state.non_finite).ok();
                 let non_finite = place.and_then(|place| moved.get(place).copied());
-                Update { gradient_norm: state.norm, non_finite, updates: state.updates }
+                Update { gradient_norm: state.norm, non_finite, updates: state.updates, waits: false }
             }
         }
     }
@@ -105,14 +112,16 @@ impl Updater {
             states: parameters.trainable().map(|index| (index, buffers(index))).collect(),
             updates: 0,
             learning_rate: options.learning_rate,
+            noam: None,
             rate_factor: (1.0, 1.0),
             averaging: None,
             on_device: None,
         }
     }
 
+    /// That of the last update, but for [`Updater::set_rate_factor`].
     pub fn learning_rate(&self) -> f64 {
-        self.learning_rate
+        self.learning_rate * self.noam.map_or(1.0, |noam| noam.factor(self.updates))
     }
 
     /// Multiplies the learning rate of the next update.
@@ -129,10 +138,11 @@ impl Updater {
         self.rate_factor = factors;
     }
 
-    fn rate_of_this_update(&self) -> f64 {
+    fn rate_of_this_update(&self, update: u64) -> f64 {
         // torch.optim.ASGD computes the rate of an update at the end of the one before; its first takes the rate of the moment.
         let lags = self.averaging.as_ref().is_some_and(|it| it.average.original && it.average.updates > 0);
-        self.learning_rate * if lags { self.rate_factor.1 } else { self.rate_factor.0 }
+        let scheduled = self.learning_rate * self.noam.map_or(1.0, |noam| noam.factor(update));
+        scheduled * if lags { self.rate_factor.1 } else { self.rate_factor.0 }
     }
 
     /// Whether [`Updater::swap_averages`] has something to swap.
@@ -171,7 +181,9 @@ impl Updater {
         match device.backend() {
             Backend::Cpu => Updating::Done(self.update_on_host(parameters, &written)),
             Backend::Cuda(context) => self.update_on_device(context, parameters, &written),
-            Backend::Plan => Updating::Done(Update { gradient_norm: 0.0, non_finite: None, updates: self.updates }),
+            Backend::Plan => {
+                Updating::Done(Update { gradient_norm: 0.0, non_finite: None, updates: self.updates, waits: false })
+            }
         }
     }
 
@@ -189,11 +201,11 @@ impl Updater {
         let norm = gradient_norm(&gradients);
         if let Some(first) = norm.first_non_finite {
             let non_finite = Some(written[first]);
-            return Update { gradient_norm: norm.norm, non_finite, updates: self.updates };
+            return Update { gradient_norm: norm.norm, non_finite, updates: self.updates, waits: false };
         }
         self.updates += 1;
         let hyper = Hyper {
-            learning_rate: self.rate_of_this_update(),
+            learning_rate: self.rate_of_this_update(self.updates),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             step: self.updates,
@@ -212,12 +224,13 @@ impl Updater {
                 crate::optim::average_into(average.data_mut(), parameters.value(*index).data(), weight);
             }
         }
-        Update { gradient_norm: norm.norm, non_finite: None, updates: self.updates }
+        Update { gradient_norm: norm.norm, non_finite: None, updates: self.updates, waits: false }
     }
 
     fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: &[usize]) -> Updating {
         let hyperparameters = Hyperparameters {
-            learning_rate: self.rate_of_this_update(),
+            // A GPU tells its updates one step late; no model with a schedule runs there yet.
+            learning_rate: self.rate_of_this_update(self.updates + 1),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             clip: self.options.clip,

@@ -47,6 +47,14 @@ fn for_rows(x: &mut [f32], offsets: &[usize], columns: usize, row: impl Fn(&mut 
     });
 }
 
+/// `elements = mask * elements`, those of the place (time, sequence).
+pub(super) fn mask_row_at(elements: &mut [f32], time: u32, sequence: u32, mask: &Mask) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || mask_row(elements, time, sequence, mask),
+    );
+}
+
 #[inline(always)]
 fn mask_row(elements: &mut [f32], time: u32, sequence: u32, mask: &Mask) {
     for (number, elements) in elements.chunks_mut(ELEMENTS).enumerate() {

@@ -6,6 +6,9 @@
 //! Bits never depend on the number of threads: work is split by output element, and every sum runs in an order fixed by the shapes.
 
 pub mod activation;
+pub mod attention;
+pub mod attention_decoder;
+pub mod convolution;
 pub mod cross_entropy;
 pub mod ctc;
 pub mod dropout;

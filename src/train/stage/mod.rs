@@ -13,7 +13,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::Network;
 use crate::nn::{Parameters, Scheme};
-use crate::optim::{Average, Method, is_triggered};
+use crate::optim::{Average, Method, Noam, is_triggered};
 use crate::random::{MaskKey, derive};
 use crate::recipe::{Criterion, Model, Recipe, Seeds};
 use crate::train::checkpoint::{self, State};
@@ -71,6 +71,10 @@ struct StageRun<'a, T: Task> {
     folder: StageFolder,
     learner: Learner<T::Model>,
     position: Position,
+    /// Where it stood after the last update: what is saved while gradients wait for those of other batches.
+    updated: Position,
+    /// The names of the batches whose gradients wait.
+    waiting: Vec<String>,
     /// What the last batch of the epoch handed on.
     carried: T::Carried,
     board: Option<TensorBoard>,
@@ -103,6 +107,8 @@ impl<'a, T: Task> StageRun<'a, T> {
             &start.stage.frozen,
             options,
         );
+        learner.accumulate(session.recipe.training.accumulate);
+        learner.updater.noam = noam(session.recipe);
         let mut carried = session.task.carried(session.device);
         let mut run_parts = (None, None);
         let position = match state {
@@ -129,6 +135,8 @@ impl<'a, T: Task> StageRun<'a, T> {
             id,
             folder,
             learner,
+            updated: position.clone(),
+            waiting: Vec::new(),
             position,
             carried,
             board,
@@ -160,6 +168,7 @@ impl<'a, T: Task> StageRun<'a, T> {
         let batches = task.epoch(seed, epoch)?;
         let first = self.position.batch;
         let frames = |batches: &[T::Piece]| -> u64 { batches.iter().map(|piece| task.size(piece)).sum() };
+        self.updated = self.position.clone();
         if first == 0 {
             self.carried = task.carried(self.session.device);
         }
@@ -173,8 +182,11 @@ impl<'a, T: Task> StageRun<'a, T> {
             frames_done: frames(&batches[..first.min(batches.len())]),
             unit: task.unit(),
         });
-        for batch in task.batches(&batches, first, Draw { seed, epoch })? {
+        for (number, batch) in (first + 1..).zip(task.batches(&batches, first, Draw { seed, epoch })?) {
             let begin = Instant::now();
+            if number == batches.len() {
+                self.learner.end_update();
+            }
             self.train_batch(batch?)?;
             self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
             if let Some(signal) = self.session.stop.signal() {
@@ -217,6 +229,7 @@ impl<'a, T: Task> StageRun<'a, T> {
         sums.loss += step.loss;
         sums.utterances += step.counted as u64;
         match step.update.non_finite {
+            _ if step.update.waits => self.waiting.extend(step.names),
             None => {
                 sums.gradient_norm += step.update.gradient_norm;
                 sums.updates += 1;
@@ -224,16 +237,21 @@ impl<'a, T: Task> StageRun<'a, T> {
             Some(parameter) => {
                 sums.skipped += 1;
                 let layer = &self.learner.parameters.specs()[parameter].name;
+                let names = [std::mem::take(&mut self.waiting), step.names].concat();
                 self.session.progress.borrow_mut().message(&format!(
                     "update skipped: the gradient of {layer} is not finite; the batch is kept in skipped.jsonl: {}",
-                    step.names.join(" ")
+                    names.join(" ")
                 ));
-                self.session.folder.append_skipped(&self.id, number, layer, &step.names)?;
+                self.session.folder.append_skipped(&self.id, number, layer, &names)?;
             }
         }
         self.position.kept_activations = self.position.kept_activations.max(step.kept);
         let mean = sums.loss / sums.utterances.max(1) as f64;
         self.session.progress.borrow_mut().tick(mean, step.items, step.frames);
+        if !step.update.waits {
+            self.waiting.clear();
+            self.updated = self.position.clone();
+        }
         Ok(())
     }
 
@@ -369,6 +387,15 @@ pub fn update_options(recipe: &Recipe) -> UpdateOptions {
     }
 }
 
+/// The schedule of the learning rate, if the recipe has one.
+fn noam(recipe: &Recipe) -> Option<Noam> {
+    let warmup = recipe.optimizer.warmup;
+    match &recipe.model {
+        Model::Transformer(sizes) if warmup > 0 => Some(Noam { width: sizes.units, warmup }),
+        _ => None,
+    }
+}
+
 /// New values for the trained groups, the classifier's for the frozen ones.
 fn initial_parameters<T: Task>(session: &Session<'_, T>, start: &StageStart<'_>) -> Result<Parameters> {
     let structure = session.task.model().structure();
@@ -386,6 +413,8 @@ fn initial_parameters<T: Task>(session: &Session<'_, T>, start: &StageStart<'_>)
 fn model_scheme(recipe: &Recipe) -> Scheme {
     match &recipe.model {
         Model::BlstmCtc(sizes) => sizes.init,
+        Model::CtcAttention(sizes) => sizes.encoder.init,
+        Model::Transformer(sizes) => sizes.init,
         Model::LstmLm(sizes) => sizes.init,
     }
 }

@@ -9,7 +9,7 @@ use crate::score::trn;
 use crate::train::evaluate::Evaluated;
 use crate::train::record::{LayerMovement, MemoryRecord, StageResult};
 use crate::train::task::{Set, Task};
-use crate::train::weights::Weights;
+use crate::train::weights::{NamedTensor, Weights, load_weights, save_weights};
 
 /// How many decoded utterances a result keeps for the report.
 const SAMPLES: usize = 12;
@@ -17,7 +17,11 @@ const SAMPLES: usize = 12;
 impl<T: Task> StageRun<'_, T> {
     /// Scores the best weights, and says what the stage came to.
     pub(super) fn finish(mut self) -> Result<StageResult> {
-        let best = self.best.take().ok_or_else(|| {
+        let best = match self.average_of_epochs()? {
+            Some(average) => Some(average),
+            None => self.best.take(),
+        };
+        let best = best.ok_or_else(|| {
             Error::key("training.max_epochs", "the stage has no epoch").remedy("Train for at least one epoch")
         })?;
         read_parameters(&mut self.learner.parameters, &best, |_| true)?;
@@ -58,6 +62,33 @@ impl<T: Task> StageRun<'_, T> {
             },
             movement,
         })
+    }
+
+    /// The average of the weights of the last epochs, if the recipe asks for it; it takes the place of the best epoch's. Summed in f64, so that what
+    /// is the same in all epochs stays what it is.
+    fn average_of_epochs(&self) -> Result<Option<Weights>> {
+        let epochs = self.session.recipe.training.average_epochs.min(self.position.epochs_done);
+        if epochs < 2 {
+            return Ok(None);
+        }
+        let last = self.position.epochs_done;
+        let files = (last + 1 - epochs..=last).map(|epoch| load_weights(self.folder.epoch(epoch)));
+        let files: Vec<Weights> = files.collect::<Result<_>>()?;
+        let specs = self.learner.parameters.specs();
+        let mut averages = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let mut sums = vec![0.0_f64; spec.len()];
+            for weights in &files {
+                let values = weights.get(&spec.name, &spec.shape)?;
+                sums.iter_mut().zip(&*values).for_each(|(sum, &value)| *sum += f64::from(value));
+            }
+            averages.push(sums.into_iter().map(|sum| (sum / epochs as f64) as f32).collect::<Vec<f32>>());
+        }
+        let named = specs.iter().zip(&averages);
+        let named: Vec<NamedTensor> =
+            named.map(|(spec, data)| NamedTensor { name: &spec.name, shape: &spec.shape, data }).collect();
+        save_weights(self.folder.best(), &named, &[])?;
+        load_weights(self.folder.best()).map(Some)
     }
 
     /// A frozen parameter never changes: this is what finds it if one did.

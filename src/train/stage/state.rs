@@ -25,6 +25,11 @@ impl<T: Task> StageRun<'_, T> {
         self.position.learning_rate = Some(self.learner.updater.learning_rate);
         self.position.rate_factors = Some(self.learner.updater.rate_factors());
         self.position.average = self.learner.updater.average();
+        let waits = self.learner.waiting() > 0;
+        if waits && self.updated.batch == 0 {
+            // The epoch began with what was saved last, and nothing was updated since.
+            return Ok(());
+        }
         let parameters = &self.learner.parameters;
         let values = host_values(parameters);
         let weights = named_parameters(parameters, &values);
@@ -68,7 +73,18 @@ impl<T: Task> StageRun<'_, T> {
         } else if self.after_first_epoch.is_some() {
             parts.push(Part { name: "after-first-epoch", content: Content::Kept });
         }
-        checkpoint::save_state(&self.folder.path, &parts, &self.position)?;
+        // Gradients that wait are not saved: a resumed stage computes them again.
+        let Position { updates, epsilon, learning_rate, rate_factors, average, .. } = &self.position;
+        let updated = Position {
+            updates: *updates,
+            epsilon: *epsilon,
+            learning_rate: *learning_rate,
+            rate_factors: *rate_factors,
+            average: *average,
+            ..self.updated.clone()
+        };
+        let position = if waits { &updated } else { &self.position };
+        checkpoint::save_state(&self.folder.path, &parts, position)?;
         self.last_save = Instant::now();
         Ok(())
     }

@@ -1,0 +1,322 @@
+//! ESPnet v1's recogniser with CTC and location-aware attention (Kim, Hori, Watanabe, 2017): a BLSTM encoder, perhaps under a VGG front end, a CTC
+//! softmax over its frames, and an LSTM decoder that attends to them and predicts the next symbol.
+//!
+//! The decoder's loss has ESPnet's two oddities: the cross entropies' mean over all symbols is multiplied by their number per utterance less one, and
+//! unigram label smoothing adds `-sum prior ln p` of every symbol, divided by the number of utterances. Groups, bottom to top: the encoder's, the
+//! decoder with its attention, and both softmax layers together: the papers' top cut. The last symbol begins and ends a transcript. Decoder and
+//! CTC softmax have ESPnet's names.
+
+use crate::error::{Error, Result};
+use crate::models::blstm_encoder::{BlstmEncoder, EncoderSizes};
+use crate::models::declaring::Declaring;
+use crate::models::recogniser::{Loss, Recogniser, Teaching, UtteranceLosses, WeightedLosses};
+use crate::models::{Network, Structure};
+use crate::nn::initialization::Role;
+use crate::nn::{Embedding, Linear, ParameterSpec, Parameters};
+use crate::ops;
+pub use crate::ops::attention_decoder::State;
+use crate::ops::attention_decoder::{Operands, Transcripts};
+use crate::ops::cross_entropy::{LEFT_OUT, Labels};
+use crate::ops::linear::Activation;
+use crate::ops::sequences::Sequences;
+use crate::random::MaskKey;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// The sizes of a `ctc-attention`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sizes {
+    pub encoder: EncoderSizes,
+    /// In which frames and decoder states are compared.
+    pub attention: usize,
+    /// Filters over the attention of the step before, and their reach to each side.
+    pub channels: usize,
+    pub reach: usize,
+    /// Columns of a symbol, and units of the decoder's LSTM.
+    pub decoder_units: usize,
+    /// Of the CTC loss; the rest is the decoder's.
+    pub ctc_weight: f64,
+    /// Of the decoder's labels, over the symbols as `unigrams` has them; in training only.
+    pub label_smoothing: f64,
+    /// `[symbols]`, adds up to 1; none: all alike.
+    pub unigrams: Option<Arc<[f32]>>,
+    /// With the blank and the end of a transcript.
+    pub symbols: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct CtcAttention {
+    sizes: Sizes,
+    encoder: BlstmEncoder,
+    encoded: Linear,
+    /// Index of W; taps, U and g follow it.
+    attention: usize,
+    embedding: Embedding,
+    /// Index of the LSTM's input weight; the other three follow.
+    lstm: usize,
+    output: Linear,
+    ctc: Linear,
+    structure: Structure,
+}
+
+/// The encoder's frames as the decoder reads them, computed once for all steps: see [`CtcAttention::remember`].
+pub struct Memory {
+    sequences: Sequences,
+    frames: Var,
+    encoded: Var,
+}
+
+impl Network for CtcAttention {
+    fn structure(&self) -> &Structure {
+        &self.structure
+    }
+}
+
+impl CtcAttention {
+    pub fn new(sizes: Sizes) -> Self {
+        let mut to = Declaring::default();
+        let encoder = BlstmEncoder::declare(&mut to, sizes.encoder.clone());
+        let (frame, attention, units) = (sizes.encoder.projection, sizes.attention, sizes.decoder_units);
+        let encoded = Linear::declare(&mut to.specs, "att.mlp_enc", frame, attention, Activation::Identity);
+        let first = to.specs.len();
+        let mut weight = |name: &str, shape: Vec<usize>, role: Role, pytorch_fan: usize| {
+            to.specs.push(ParameterSpec { name: name.into(), shape, role, pytorch_fan });
+        };
+        let taps = 2 * sizes.reach + 1;
+        weight("att.mlp_dec.weight", vec![attention, units], Role::Weight, units);
+        weight("att.loc_conv.weight", vec![sizes.channels, 1, 1, taps], Role::Weight, taps);
+        weight("att.mlp_att.weight", vec![attention, sizes.channels], Role::Weight, sizes.channels);
+        weight("att.gvec.weight", vec![1, attention], Role::Weight, attention);
+        to.end_layer("att");
+        let embedding = Embedding::declare(&mut to.specs, "dec.embed", sizes.symbols, units);
+        to.end_layer("dec.embed");
+        let lstm = to.specs.len();
+        for (name, shape, role) in [
+            ("weight_ih", vec![4 * units, units + frame], Role::Weight),
+            ("weight_hh", vec![4 * units, units], Role::Weight),
+            ("bias_ih", vec![4 * units], Role::GateBias),
+            ("bias_hh", vec![4 * units], Role::Bias),
+        ] {
+            to.specs.push(ParameterSpec { name: format!("dec.decoder.0.{name}"), shape, role, pytorch_fan: units });
+        }
+        to.end_layer("dec.decoder.0");
+        to.end_group("decoder");
+        let output = Linear::declare(&mut to.specs, "dec.output", units, sizes.symbols, Activation::Identity);
+        to.end_layer("dec.output");
+        let ctc = Linear::declare(&mut to.specs, "ctc.ctc_lo", frame, sizes.symbols, Activation::Identity);
+        to.end_layer("ctc.ctc_lo");
+        to.end_group("softmax");
+        let structure = to.structure();
+        CtcAttention { sizes, encoder, encoded, attention: first, embedding, lstm, output, ctc, structure }
+    }
+
+    pub fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    /// The symbol that begins and ends a transcript.
+    pub fn end(&self) -> u32 {
+        (self.sizes.symbols - 1) as u32
+    }
+
+    /// Runs `work` with what the decoder reads and multiplies with.
+    fn with_operands<T>(
+        &self,
+        parameters: &Parameters,
+        [frames, encoded, embedded]: [&Var; 3],
+        work: impl FnOnce(Operands) -> T,
+    ) -> T {
+        let [query, taps, location, energy] = [0, 1, 2, 3].map(|k| parameters.var(self.attention + k));
+        let [input, recurrent, input_bias, recurrent_bias] = [0, 1, 2, 3].map(|k| parameters.var(self.lstm + k));
+        work(Operands {
+            frames,
+            encoded,
+            embedded,
+            query: &query,
+            taps: &taps,
+            location: &location,
+            energy: &energy,
+            input: &input,
+            recurrent: &recurrent,
+            input_bias: &input_bias,
+            recurrent_bias: &recurrent_bias,
+        })
+    }
+
+    /// The decoder with teacher forcing: the logits of the symbol after each token, `[R, V]`. `tokens` are packed as `sequences`, each of which
+    /// attends to the sequence `of` it among `memory`, which is `hidden: [R', D]` from [`Recogniser::encode`] and how it is packed.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or on a GPU.
+    pub fn decode(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        (hidden, memory): (&Var, &Sequences),
+        tokens: &[u32],
+        sequences: &Sequences,
+        of: &[usize],
+    ) -> Result<Var> {
+        let encoded = self.encoded.forward(tape, parameters, hidden)?;
+        let embedded = self.embedding.forward(tape, parameters, tokens)?;
+        let transcripts = Transcripts { tokens: sequences.clone(), frames: memory.clone(), of: of.into() };
+        let states = self.with_operands(parameters, [hidden, &encoded, &embedded], |operands| {
+            ops::attention_decoder::attention_decoder(tape, operands, &transcripts)
+        })?;
+        drop((encoded, embedded));
+        self.output.forward(tape, parameters, &states)
+    }
+
+    /// What [`CtcAttention::step`] reads of the encoder's frames, computed once for all steps and hypotheses.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn remember(&self, parameters: &Parameters, hidden: &Var, sequences: &Sequences) -> Result<Memory> {
+        let mut tape = Tape::without_gradients(hidden.tensor().device());
+        let encoded = self.encoded.forward(&mut tape, parameters, hidden)?;
+        Ok(Memory { sequences: sequences.clone(), frames: hidden.clone(), encoded })
+    }
+
+    /// Every hypothesis reads its next token, [`CtcAttention::end`] first, from its state, none before the first step; gives the logits of the
+    /// token after it, `[N, V]`, and the state then. Hypothesis n is one of utterance `of[n]` of `memory`.
+    ///
+    /// # Errors
+    /// If there are not as many tokens and utterances as hypotheses, or one is out of range; on a GPU.
+    pub fn step(
+        &self,
+        parameters: &Parameters,
+        memory: &Memory,
+        state: Option<&State>,
+        of: &[usize],
+        tokens: &[u32],
+    ) -> Result<(Tensor, State)> {
+        if tokens.len() != of.len() {
+            let problem = format!("{} tokens of {} utterances", tokens.len(), of.len());
+            return Err(Error::operation("decoder step", problem));
+        }
+        let device = parameters.value(0).device();
+        let mut tape = Tape::without_gradients(device);
+        let embedded = self.embedding.forward(&mut tape, parameters, tokens)?;
+        let sequences = Sequences::new(&vec![1; tokens.len()])?;
+        let transcripts = Transcripts { tokens: sequences, frames: memory.sequences.clone(), of: of.into() };
+        let read = [&memory.frames, &memory.encoded, &embedded];
+        let state = self.with_operands(parameters, read, |operands| {
+            ops::attention_decoder::step(device, operands, &transcripts, state)
+        })?;
+        let hidden = Var::constant(state.hidden.clone());
+        let logits = self.output.forward(&mut tape, parameters, &hidden)?.tensor().clone();
+        Ok((logits, state))
+    }
+
+    /// The states of the hypotheses with these numbers, in this order; one may be taken several times. `of` is as it was for the step.
+    ///
+    /// # Errors
+    /// If there is no such hypothesis.
+    pub fn select(&self, memory: &Memory, state: &State, of: &[usize], hypotheses: &[usize]) -> Result<State> {
+        let mut starts = vec![0];
+        for &utterance in of {
+            let frames = memory.sequences.lengths().get(utterance).copied().unwrap_or_default();
+            starts.push(starts[starts.len() - 1] + frames);
+        }
+        if let Some(missing) = hypotheses.iter().find(|&&hypothesis| hypothesis >= of.len()) {
+            let problem = format!("there is no hypothesis {missing} of {}", of.len());
+            return Err(Error::operation("decoder step", problem));
+        }
+        let units = self.sizes.decoder_units;
+        let chosen = |x: &Tensor, place: &dyn Fn(usize) -> std::ops::Range<usize>| {
+            let data = x.host();
+            let elements: Vec<f32> =
+                hypotheses.iter().flat_map(|&hypothesis| data[place(hypothesis)].iter().copied()).collect();
+            let shape = if x.shape().len() == 2 { vec![hypotheses.len(), units] } else { vec![elements.len()] };
+            Tensor::from_vec(x.device(), &shape, elements, crate::device::Category::Activation)
+        };
+        let rows = |hypothesis: usize| hypothesis * units..(hypothesis + 1) * units;
+        Ok(State {
+            hidden: chosen(&state.hidden, &rows),
+            cell: chosen(&state.cell, &rows),
+            attention: chosen(&state.attention, &|hypothesis| starts[hypothesis]..starts[hypothesis + 1]),
+        })
+    }
+
+    /// The part of the prior and the factor on the cross entropies whose gradient is ESPnet's.
+    fn smoothing_and_scale(&self, tokens: usize, utterances: usize, trains: bool) -> (f32, f32) {
+        let (tokens, utterances) = (tokens.max(1) as f64, utterances.max(1) as f64);
+        let smoothing = if trains { self.sizes.label_smoothing } else { 0.0 };
+        let of_labels = (1.0 - smoothing) * (tokens / utterances - 1.0) / tokens;
+        let of_prior = smoothing / utterances;
+        let both = of_labels + of_prior;
+        (if both > 0.0 { (of_prior / both) as f32 } else { 0.0 }, both as f32)
+    }
+}
+
+impl Recogniser for CtcAttention {
+    fn inputs(&self) -> usize {
+        self.sizes.encoder.inputs
+    }
+
+    fn symbols(&self) -> usize {
+        self.sizes.symbols
+    }
+
+    fn frames_after_subsampling(&self, frames: usize) -> usize {
+        self.encoder.frames(frames)
+    }
+
+    fn encode(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        features: Var,
+        sequences: &Sequences,
+        masks: Option<&MaskKey>,
+    ) -> Result<(Var, Sequences)> {
+        self.encoder.forward(tape, parameters, features, sequences, masks)
+    }
+
+    fn ctc_logits(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        hidden: &Var,
+        _: &Sequences,
+        _: Option<&MaskKey>,
+    ) -> Result<Var> {
+        self.ctc.forward(tape, parameters, hidden)
+    }
+
+    fn loss(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        features: Var,
+        sequences: &Sequences,
+        labels: &[Vec<u32>],
+        masks: Option<&MaskKey>,
+    ) -> Result<Loss> {
+        let (hidden, sequences) = self.encode(tape, parameters, features, sequences, masks)?;
+        let logits = self.ctc_logits(tape, parameters, &hidden, &sequences, masks)?;
+        let (of_ctc, of_decoder) = (self.sizes.ctc_weight, 1.0 - self.sizes.ctc_weight);
+        let share = (of_ctc / labels.len().max(1) as f64) as f32;
+        let ctc = ops::ctc::ctc(tape, &logits, &sequences, labels, share)?;
+        let mut teaching = Teaching::new(labels, self.end())?;
+        let Teaching { of, sequences: packed, tokens, .. } = &teaching;
+        let predicted = self.decode(tape, parameters, (&hidden, &sequences), tokens, packed, of)?;
+        drop(hidden);
+        for (target, &utterance) in teaching.targets.iter_mut().zip(&teaching.utterances) {
+            if !ctc.feasible[utterance] {
+                *target = LEFT_OUT;
+            }
+        }
+        let (smoothing, scale) = self.smoothing_and_scale(teaching.targets.len(), labels.len(), masks.is_some());
+        let targets = Labels { labels: &teaching.targets, smoothing, prior: self.sizes.unigrams.as_deref() };
+        let decoder =
+            ops::cross_entropy::cross_entropy(tape, &predicted, targets, (of_decoder * f64::from(scale)) as f32)?;
+        let loss = ops::arithmetic::add(tape, &ctc.loss, &decoder.loss)?;
+        let losses = UtteranceLosses(vec![
+            WeightedLosses { weight: of_ctc, losses: ctc.losses, of: None },
+            WeightedLosses { weight: of_decoder, losses: decoder.losses, of: Some(teaching.utterances) },
+        ]);
+        Ok(Loss { loss, losses, feasible: ctc.feasible, logits, sequences })
+    }
+}

@@ -1,0 +1,268 @@
+//! An LSTM decoder with location-aware attention (Chorowski et al., 2015), as ESPnet v1's, with teacher forcing: all steps of a batch in one record.
+//!
+//! Backward keeps the inputs, and of every symbol gates, cell, context and the weights of its attention; what lies between them it computes again.
+
+use crate::backend::cpu::attention::Packing;
+use crate::backend::cpu::attention_decoder::{Decoder, Gradients, Initial, Kept, Results, Weights};
+use crate::device::{Backend, Category, Device};
+use crate::error::{Error, Result};
+use crate::ops::sequences::Sequences;
+use crate::ops::{expect_shape, matrix, not_on_gpu};
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// What the decoder reads and multiplies with.
+#[derive(Debug, Clone, Copy)]
+pub struct Operands<'a> {
+    /// h, `[R', E]`: the frames of the encoder.
+    pub frames: &'a Var,
+    /// V h + b, `[R', A]`.
+    pub encoded: &'a Var,
+    /// `[R, D]`, of every symbol that is read.
+    pub embedded: &'a Var,
+    /// W, `[A, H]`, of the decoder's state.
+    pub query: &'a Var,
+    /// F, `[channels, 1, 1, taps]`, over the attention of the step before; an odd number of taps.
+    pub taps: &'a Var,
+    /// U, `[A, channels]`
+    pub location: &'a Var,
+    /// g, `[1, A]`
+    pub energy: &'a Var,
+    /// `[4H, D + E]`, gates in PyTorch's order i, f, g, o.
+    pub input: &'a Var,
+    /// `[4H, H]`
+    pub recurrent: &'a Var,
+    /// `[4H]`
+    pub input_bias: &'a Var,
+    /// `[4H]`
+    pub recurrent_bias: &'a Var,
+}
+
+const NAME: &str = "attention_decoder";
+/// How many there are.
+const OPERANDS: usize = 11;
+
+impl<'a> Operands<'a> {
+    fn all(&self) -> [&'a Var; OPERANDS] {
+        let Operands { frames, encoded, embedded, query, taps, location, energy, .. } = *self;
+        let Operands { input, recurrent, input_bias, recurrent_bias, .. } = *self;
+        [frames, encoded, embedded, query, taps, location, energy, input, recurrent, input_bias, recurrent_bias]
+    }
+}
+
+/// Which symbols belong to which frames.
+#[derive(Debug, Clone)]
+pub struct Transcripts {
+    /// How the symbols are packed.
+    pub tokens: Sequences,
+    /// How the frames are packed.
+    pub frames: Sequences,
+    /// The utterance of every sequence of symbols.
+    pub of: Arc<[usize]>,
+}
+
+/// The state after a step of every sequence of symbols, or before.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// `[N, H]`
+    pub hidden: Tensor,
+    /// `[N, H]`
+    pub cell: Tensor,
+    /// The attention over each sequence's utterance, one behind the other.
+    pub attention: Tensor,
+}
+
+struct Sizes {
+    transcripts: Transcripts,
+    embedding: usize,
+    frame: usize,
+    attention: usize,
+    channels: usize,
+    taps: usize,
+    hidden: usize,
+}
+
+impl Sizes {
+    fn check(operands: &Operands, transcripts: &Transcripts) -> Result<Self> {
+        let (_, frame) = matrix(NAME, "the frames", operands.frames.shape())?;
+        let (_, attention) = matrix(NAME, "the encoded frames", operands.encoded.shape())?;
+        let (_, embedding) = matrix(NAME, "the symbols", operands.embedded.shape())?;
+        let (_, hidden) = matrix(NAME, "the recurrent weight", operands.recurrent.shape())?;
+        let [channels, 1, 1, taps] = *operands.taps.shape() else {
+            let problem =
+                format!("the taps have shape {:?} where [channels, 1, 1, taps] is needed", operands.taps.shape());
+            return Err(Error::operation(NAME, problem));
+        };
+        if taps.is_multiple_of(2) {
+            return Err(Error::operation(NAME, format!("there are {taps} taps, which have no middle")));
+        }
+        let Transcripts { tokens, frames, of } = transcripts;
+        for (what, input, shape) in [
+            ("the frames", operands.frames, &[frames.rows(), frame][..]),
+            ("the encoded frames", operands.encoded, &[frames.rows(), attention]),
+            ("the symbols", operands.embedded, &[tokens.rows(), embedding]),
+            ("the query's weight", operands.query, &[attention, hidden]),
+            ("the location's weight", operands.location, &[attention, channels]),
+            ("the energy's weight", operands.energy, &[1, attention]),
+            ("the input weight", operands.input, &[4 * hidden, embedding + frame]),
+            ("the recurrent weight", operands.recurrent, &[4 * hidden, hidden]),
+            ("the input bias", operands.input_bias, &[4 * hidden]),
+            ("the recurrent bias", operands.recurrent_bias, &[4 * hidden]),
+        ] {
+            expect_shape(NAME, what, input.shape(), shape)?;
+        }
+        if of.len() != tokens.count() || of.iter().any(|&of| of >= frames.count()) {
+            let problem = format!("{} sequences of symbols are of the utterances {of:?}", tokens.count());
+            return Err(Error::operation(NAME, problem));
+        }
+        Ok(Sizes { transcripts: transcripts.clone(), embedding, frame, attention, channels, taps, hidden })
+    }
+
+    fn on_host(&self) -> Decoder<'_> {
+        let Transcripts { tokens, frames, of } = &self.transcripts;
+        Decoder {
+            tokens: Packing { offsets: tokens.offsets(), lengths: tokens.lengths() },
+            frames: Packing { offsets: frames.offsets(), lengths: frames.lengths() },
+            of,
+            embedding: self.embedding,
+            frame: self.frame,
+            attention: self.attention,
+            channels: self.channels,
+            taps: self.taps,
+            hidden: self.hidden,
+        }
+    }
+
+    fn results(&self, device: &Device) -> Forward {
+        let rows = self.transcripts.tokens.rows();
+        let new = |shape: &[usize]| Tensor::uninitialized(device, shape, Category::Activation);
+        Forward {
+            hidden: new(&[rows, self.hidden]),
+            cells: new(&[rows, self.hidden]),
+            gates: new(&[rows, 4 * self.hidden]),
+            contexts: new(&[rows, self.frame]),
+            attention: new(&[self.on_host().attention_length()]),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Forward {
+    hidden: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    contexts: Tensor,
+    attention: Tensor,
+}
+
+fn weights<'a>(tensors: &'a [Tensor; OPERANDS]) -> Weights<'a> {
+    let [_, _, _, query, taps, location, energy, input, recurrent, input_bias, recurrent_bias] =
+        tensors.each_ref().map(Tensor::data);
+    Weights { query, taps, location, energy, input, recurrent, biases: [input_bias, recurrent_bias] }
+}
+
+fn forward(device: &Device, sizes: &Sizes, operands: &[Tensor; OPERANDS], initial: Option<&State>) -> Result<Forward> {
+    if let Backend::Cuda(_) = device.backend() {
+        return Err(not_on_gpu(NAME));
+    }
+    let mut forward = sizes.results(device);
+    device.count_operations(sizes.on_host().operations() as u64);
+    if let Backend::Cpu = device.backend() {
+        let inputs = [0, 1, 2].map(|index| operands[index].data());
+        let initial = initial.map(|state| Initial {
+            hidden: state.hidden.data(),
+            cell: state.cell.data(),
+            attention: state.attention.data(),
+        });
+        let results = Results {
+            hidden: forward.hidden.data_mut(),
+            cells: forward.cells.data_mut(),
+            gates: forward.gates.data_mut(),
+            contexts: forward.contexts.data_mut(),
+            attention: forward.attention.data_mut(),
+        };
+        sizes.on_host().forward(inputs, &weights(operands), initial, results);
+    }
+    Ok(forward)
+}
+
+/// The LSTM's output for every symbol, `[R, H]`. With a gradient, each utterance has one sequence of symbols at most.
+///
+/// # Errors
+/// If the shapes do not fit; on a GPU, which has no kernel for it yet.
+pub fn attention_decoder(tape: &mut Tape, operands: Operands, transcripts: &Transcripts) -> Result<Var> {
+    let sizes = Sizes::check(&operands, transcripts)?;
+    let device = tape.device().clone();
+    let inputs = operands.all();
+    let tensors = inputs.map(|input| input.tensor().clone());
+    let kept = forward(&device, &sizes, &tensors, None)?;
+    let places = inputs.map(|input| tape.wants(input));
+    let mut of = transcripts.of.to_vec();
+    of.sort_unstable();
+    if places.iter().any(Option::is_some) && of.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(Error::operation(NAME, "several sequences of symbols of one utterance have no gradient"));
+    }
+    let output = kept.hidden.clone();
+    Ok(tape.record(&inputs, output, move |gradient, backward| {
+        // Those of the products, and the tangents once more.
+        device.count_operations(3 * sizes.on_host().operations() as u64);
+        let mut results: Vec<Tensor> =
+            tensors.iter().map(|x| Tensor::uninitialized(&device, x.shape(), Category::Activation)).collect();
+        if let Backend::Cpu = device.backend() {
+            let forward = Kept {
+                hidden: kept.hidden.data(),
+                cells: kept.cells.data(),
+                gates: kept.gates.data(),
+                contexts: kept.contexts.data(),
+                attention: kept.attention.data(),
+            };
+            let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias, other_bias] =
+                &mut results[..]
+            else {
+                return Err(Error::program("an operand of the decoder is missing"));
+            };
+            let gradients = Gradients {
+                frames: frames.data_mut(),
+                encoded: encoded.data_mut(),
+                embedded: embedded.data_mut(),
+                query: query.data_mut(),
+                taps: taps.data_mut(),
+                location: location.data_mut(),
+                energy: energy.data_mut(),
+                input: input.data_mut(),
+                recurrent: recurrent.data_mut(),
+                bias: bias.data_mut(),
+            };
+            let inputs = [0, 1, 2].map(|index| tensors[index].data());
+            let decoder = sizes.on_host();
+            decoder.backward(inputs, &weights(&tensors), forward, gradient.data(), gradients);
+            other_bias.data_mut().copy_from_slice(bias.data());
+        }
+        for (place, result) in places.into_iter().zip(results) {
+            if let Some(place) = place {
+                backward.give(place, result);
+            }
+        }
+        Ok(())
+    }))
+}
+
+/// One step of sequences that have read the same number of symbols: `transcripts.tokens` has one for each. Gives the state then, whose `hidden` is
+/// the output.
+///
+/// # Errors
+/// If the shapes do not fit; on a GPU, which has no kernel for it yet.
+pub fn step(device: &Device, operands: Operands, transcripts: &Transcripts, before: Option<&State>) -> Result<State> {
+    let sizes = Sizes::check(&operands, transcripts)?;
+    let count = transcripts.tokens.count();
+    expect_shape(NAME, "the symbols of a step", &[transcripts.tokens.rows()], &[count])?;
+    if let Some(State { hidden, cell, attention }) = before {
+        expect_shape(NAME, "the state", hidden.shape(), &[count, sizes.hidden])?;
+        expect_shape(NAME, "the cell", cell.shape(), &[count, sizes.hidden])?;
+        expect_shape(NAME, "the attention", attention.shape(), &[sizes.on_host().attention_length()])?;
+    }
+    let tensors = operands.all().map(|input| input.tensor().clone());
+    let Forward { hidden, cells, attention, .. } = forward(device, &sizes, &tensors, before)?;
+    Ok(State { hidden, cell: cells, attention })
+}

@@ -1,0 +1,103 @@
+//! The cross entropy of rows of logits and their labels, with the softmax fused, and with label smoothing (Szegedy et al., 2016).
+
+use crate::backend::cpu::cross_entropy::{CrossEntropy, IGNORED, Targets};
+use crate::backend::cuda::softmax::{self, Logits, Scale};
+use crate::device::{Backend, Category};
+use crate::error::{Error, Result};
+use crate::ops::ctc::Losses;
+use crate::ops::{expect_shape, matrix};
+use crate::primitives::scale_by;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+
+/// What the probabilities of every row are drawn to.
+#[derive(Debug, Clone, Copy)]
+pub struct Labels<'a> {
+    /// `[R]`, below V; [`LEFT_OUT`]: the row has no loss and no gradient.
+    pub labels: &'a [u32],
+    /// The part of the probability that goes to the prior instead of the label.
+    pub smoothing: f32,
+    /// `[V]`, adds up to 1; none: uniform.
+    pub prior: Option<&'a [f32]>,
+}
+
+/// The label of a row that is left out.
+pub const LEFT_OUT: u32 = IGNORED;
+
+/// What the loss of all rows came to.
+pub struct CrossEntropyOutput {
+    /// The sum of the losses times `scale`, `[1]`.
+    pub loss: Var,
+    /// Of every row, natural log.
+    pub losses: Losses,
+}
+
+/// `logits: [R, V]`. Backward keeps the gradient to the logits, computed with the loss.
+///
+/// # Errors
+/// If the shapes do not fit or a label is out of range.
+pub fn cross_entropy(tape: &mut Tape, logits: &Var, labels: Labels, scale: f32) -> Result<CrossEntropyOutput> {
+    const NAME: &str = "cross_entropy";
+    let (rows, columns) = matrix(NAME, "the logits", logits.shape())?;
+    expect_shape(NAME, "the labels", &[labels.labels.len()], &[rows])?;
+    if let Some(prior) = labels.prior {
+        expect_shape(NAME, "the prior", &[prior.len()], &[columns])?;
+    }
+    if let Some(label) = labels.labels.iter().find(|&&label| label != LEFT_OUT && label as usize >= columns) {
+        return Err(Error::operation(NAME, format!("the label {label} is not below {columns}")));
+    }
+    let device = tape.device().clone();
+    let place = tape.wants(logits);
+    // The kernels put the gradient in the logits' place.
+    let mut work = Tensor::uninitialized(&device, logits.shape(), Category::Activation);
+    let mut loss = Tensor::uninitialized(&device, &[1], Category::Activation);
+    let losses = match device.backend() {
+        Backend::Cpu => {
+            let Labels { labels, smoothing, prior } = labels;
+            let batch = CrossEntropy { columns, targets: Targets::Labels { labels, smoothing, prior }, weights: None };
+            let mut losses = vec![0.0; rows];
+            match place {
+                Some(_) => {
+                    work.data_mut().copy_from_slice(logits.tensor().data());
+                    batch.losses_and_gradient(work.data_mut(), &mut losses, scale);
+                }
+                None => batch.losses(logits.tensor().data(), &mut losses),
+            }
+            loss.data_mut().fill((losses.iter().sum::<f64>() * f64::from(scale)) as f32);
+            Losses::Host(losses)
+        }
+        Backend::Cuda(context) => {
+            let bytes = logits.tensor().len() * size_of::<f32>();
+            context.copy(work.buffer(), logits.tensor().buffer(), bytes);
+            let uploaded = context.bring(labels.labels);
+            let prior = labels.prior.map(|prior| context.bring(prior));
+            let targets = softmax::Targets::Labels {
+                labels: uploaded.pointer(),
+                smoothing: labels.smoothing,
+                prior: prior.as_ref().map(|prior| prior.pointer()),
+            };
+            let of_rows = Tensor::uninitialized(&device, &[rows], Category::Activation);
+            let batch = softmax::CrossEntropy {
+                logits: Logits::F32(work.pointer_mut()),
+                rows,
+                columns,
+                targets,
+                weights: None,
+            };
+            let gradient = place.map(|_| Scale { value: scale, factor: None });
+            softmax::cross_entropy(context, &batch, of_rows.pointer(), gradient);
+            softmax::total(context, of_rows.pointer(), rows, scale, loss.pointer_mut());
+            Losses::Device(context.fetch(of_rows.buffer(), rows))
+        }
+        Backend::Plan => Losses::Host(vec![0.0; rows]),
+    };
+    let kept = place.map(|place| (place, work));
+    let loss = tape.record(&[logits], loss, move |upstream, backward| {
+        let Some((place, mut gradient)) = kept else { return Ok(()) };
+        // The scale is in the gradient already.
+        scale_by(&mut gradient, &upstream, 1.0);
+        backward.give(place, gradient);
+        Ok(())
+    });
+    Ok(CrossEntropyOutput { loss, losses })
+}
