@@ -3,7 +3,7 @@
 // Bound by memory: at most about 30 operations (tanh) stand against 8 bytes an element, in whose time an H200 does 55. The floor is bytes
 // over copy bandwidth; bytes per element, each input read once, each output written once:
 //
-//   fill 4   scale, bias + activation 8   add, multiply, activation backward 12   multiply-accumulate 16   f32 <-> bf16 6
+//   fill 4   scale, bias + activation 8   add, multiply, activation backward 12   f32 -> bf16 6
 //   sum, column sums 4   activation backward together with column sums 12, apart 16
 //   7500 x 1280: bias + tanh 77 MB, column sums 38 MB: 16 us and 8 us at 4.8 TB/s
 //
@@ -34,40 +34,13 @@ KERNEL(THREADS, 6) elementwise_add(float *c, const float *a, const float *b, lon
     for_each(Threads::of_launch(), n, are_aligned(a, b, c), [=](auto at) { at.store(c, at.load(a) + at.load(b)); });
 }
 
-// c = a b, or c += a b, rounded once; [n]. c may be a or b.
-KERNEL(THREADS, 6) elementwise_multiply(float *c, const float *a, const float *b, int accumulate, long long n) {
-    for_each(Threads::of_launch(), n, are_aligned(a, b, c), [=](auto at) {
-        if (accumulate) {
-            at.store(c, lanes([](float a, float b, float c) { return fmaf(a, b, c); }, at.load(a), at.load(b), at.load(c)));
-        } else {
-            at.store(c, at.load(a) * at.load(b));
-        }
-    });
-}
-
-// to = from, or to += from; both [rows, columns], their rows `to_stride` and `from_stride` elements apart.
-KERNEL(THREADS, 6)
-elementwise_copy(float *to, long long to_stride, const float *from, long long from_stride, int rows, int columns, int accumulate) {
-    const auto copy = [=](auto target, auto source) {
-        const auto values = source.load(from);
-        target.store(to, accumulate ? target.load(to) + values : values);
-    };
-    if (are_aligned(to, from) && columns % 4 == 0 && to_stride % 4 == 0 && from_stride % 4 == 0) {
-        for_each_in_rows(Threads::of_launch(), rows, columns / 4,
-                         [=](int row, int quad) { copy(Quad{row * to_stride + 4 * quad}, Quad{row * from_stride + 4 * quad}); });
-    } else {
-        for_each_in_rows(Threads::of_launch(), rows, columns,
-                         [=](int row, int column) { copy(Single{row * to_stride + column}, Single{row * from_stride + column}); });
-    }
+// c = a b; [n]. c may be a or b.
+KERNEL(THREADS, 6) elementwise_multiply(float *c, const float *a, const float *b, long long n) {
+    for_each(Threads::of_launch(), n, are_aligned(a, b, c), [=](auto at) { at.store(c, at.load(a) * at.load(b)); });
 }
 
 // y = x rounded to bf16, nearest even; [n].
 KERNEL(THREADS, 6) elementwise_to_bf16(__nv_bfloat16 *y, const float *x, long long n) {
-    for_each(Threads::of_launch(), n, are_aligned(y, x), [=](auto at) { at.store(y, at.load(x)); });
-}
-
-// y = x, exactly; [n].
-KERNEL(THREADS, 6) elementwise_from_bf16(float *y, const __nv_bfloat16 *x, long long n) {
     for_each(Threads::of_launch(), n, are_aligned(y, x), [=](auto at) { at.store(y, at.load(x)); });
 }
 
@@ -195,9 +168,7 @@ EXPORT(elementwise_fill);
 EXPORT(elementwise_scale);
 EXPORT(elementwise_add);
 EXPORT(elementwise_multiply);
-EXPORT(elementwise_copy);
 EXPORT(elementwise_to_bf16);
-EXPORT(elementwise_from_bf16);
 EXPORT(elementwise_bias_activation);
 EXPORT(elementwise_activation_backward);
 EXPORT(elementwise_sum);

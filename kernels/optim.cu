@@ -3,9 +3,9 @@
 // scalars only may differ by a unit of f32, and hardly ever do: the clipping coefficient, since the squares are summed in another order,
 // and Adam's corrections, which pass through another pow; both are computed in f64 and rounded once.
 //
-// Bytes per parameter: norm 4; Adadelta and Adam 28 (four streams read, three written), SGD 12, with momentum 20; 2 more with a copy in
-// bf16. Bound by memory: about 90 operations for Adadelta stand against 28 bytes, in whose time an H200 does 190. 9.3 M parameters (4x320):
-// 37 MB + 260 MB, 62 us at 4.8 TB/s.
+// Bytes per parameter: norm 4; Adadelta and Adam 28 (four streams read, three written), SGD 12, with momentum 20. Bound by memory:
+// about 90 operations for Adadelta stand against 28 bytes, in whose time an H200 does 190. 9.3 M parameters (4x320): 37 MB + 260 MB, 62 us
+// at 4.8 TB/s.
 //
 // A block takes one slice of a tensor; a table says which. Learning rate, epsilon, counts and the verdict on the norm are in device memory,
 // so a captured graph follows them. A norm that is not finite makes the update a no-op.
@@ -19,12 +19,11 @@ constexpr int THREADS = 256;
 // the structs.
 constexpr int SLICE = 4096;
 
-// A trainable tensor. States that the method has not, and a copy that is not wanted, are null; without a gradient nothing happens to it.
+// A trainable tensor. States that the method has not are null; without a gradient nothing happens to it.
 struct Parameter {
     float *values;
     const float *gradient;
     float *first, *second; // states, in the order of Method::state_names
-    __nv_bfloat16 *rounded; // a copy of the values for products in bf16
     long long length;
 };
 
@@ -60,7 +59,6 @@ struct Part {
         if (parameter.gradient) parameter.gradient += begin;
         if (parameter.first) parameter.first += begin;
         if (parameter.second) parameter.second += begin;
-        if (parameter.rounded) parameter.rounded += begin;
     }
 };
 
@@ -209,7 +207,7 @@ template <typename Rule> DEVICE void update(const Parameter *parameters, const S
     const Part part(parameters, slices);
     const Parameter &parameter = part.parameter;
     if (!parameter.gradient) return;
-    const bool aligned = are_aligned(parameter.values, parameter.gradient, parameter.first, parameter.second, parameter.rounded);
+    const bool aligned = are_aligned(parameter.values, parameter.gradient, parameter.first, parameter.second);
     for_each(Threads::of_block(), part.length, aligned, [&](auto at) {
         auto values = at.load(parameter.values);
         const auto gradient = at.load(parameter.gradient);
@@ -220,7 +218,6 @@ template <typename Rule> DEVICE void update(const Parameter *parameters, const S
         at.store(parameter.values, values);
         if constexpr (Rule::STATES > 0) at.store(parameter.first, first);
         if constexpr (Rule::STATES > 1) at.store(parameter.second, second);
-        if (parameter.rounded) at.store(parameter.rounded, values);
     });
 }
 

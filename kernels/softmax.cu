@@ -259,23 +259,6 @@ KERNEL(1024, 1) log_softmax_backward(float *y, float *dy, float *dx, int columns
     }
 }
 
-// The first column with the largest value of every row; 0 for a row of NaN. x: [R, V]; a warp a row.
-KERNEL(256, 1) softmax_argmax(const float *x, int *indices, int rows, int columns) {
-    const int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (row >= rows) return;
-    x += (long long)row * columns;
-    float best = -INFINITY;
-    int place = 0;
-    for (int j = lane; j < columns; j += WARP) {
-        const float value = x[j];
-        if (value > best) best = value, place = j;
-    }
-    const float largest = warp_max(best);
-    place = best == largest ? place : columns;
-    for (int distance = WARP / 2; distance > 0; distance /= 2) place = min(place, __shfl_xor_sync(FULL_WARP, place, distance));
-    if (lane == 0) indices[row] = place;
-}
-
 // total = scale times the sum of values: [count], in one block, in f64. Shared memory: 32 doubles.
 KERNEL(1024, 1) softmax_total(const float *values, float *total, float scale, int count) {
     SHARED_MEMORY(double, scratch);
@@ -289,5 +272,4 @@ EXPORT(cross_entropy_f32);
 EXPORT(cross_entropy_bf16);
 EXPORT(log_softmax_forward);
 EXPORT(log_softmax_backward);
-EXPORT(softmax_argmax);
 EXPORT(softmax_total);

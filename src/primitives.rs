@@ -71,6 +71,61 @@ pub fn bias_activation(y: &mut Tensor, bias: Option<&Tensor>, columns: usize, fu
     }
 }
 
+/// y = `function(x w^T + bias)`: x `[rows, inputs]`, w `[outputs, inputs]`, bias `[outputs]`, y `[rows, outputs]`. Counts its work.
+pub fn affine(
+    (rows, outputs, inputs): (usize, usize, usize),
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    function: Activation,
+    y: &mut Tensor,
+) {
+    let (x, weight) = (Factor::rows(x, inputs), Factor::rows(weight, inputs).transposed());
+    let device = y.device().clone();
+    let Backend::Cuda(context) = device.backend() else {
+        product((rows, outputs, inputs), x, weight, y, false);
+        return bias_activation(y, Some(bias), outputs, function);
+    };
+    device.count_operations((2 * rows * outputs * inputs) as u64);
+    let arithmetic = device.arithmetic();
+    let workspace = workspace(&device, cuda::matmul::workspace(rows, outputs, inputs, arithmetic));
+    let product = cuda::matmul::Product {
+        m: rows,
+        n: outputs,
+        k: inputs,
+        a: x.device(),
+        b: weight.device(),
+        c: y.pointer_mut(),
+        c_row_stride: outputs,
+        accumulate: false,
+        arithmetic,
+    };
+    let epilogue = cuda::matmul::Epilogue { bias: bias.pointer(), activation: function };
+    cuda::matmul::matmul_with(context, product, epilogue, workspace.pointer());
+}
+
+/// [`activation_backward`], and the [`column_sums`] of what dy becomes: on a GPU in one pass.
+pub fn activation_backward_with_sums(
+    y: &Tensor,
+    dy: &mut Tensor,
+    function: Activation,
+    rows: usize,
+    sums: &mut Tensor,
+    accumulate: bool,
+) {
+    let device = y.device().clone();
+    let Backend::Cuda(context) = device.backend() else {
+        activation_backward(y, dy, function);
+        return column_sums(dy, rows, sums, accumulate);
+    };
+    let columns = sums.len();
+    let workspace = workspace(&device, cuda::elementwise::column_sums_workspace(rows, columns));
+    let (y, dy, sums, workspace) = (y.pointer(), dy.pointer_mut(), sums.pointer_mut(), workspace.pointer());
+    cuda::elementwise::activation_backward_with_sums(
+        context, y, dy, rows, columns, function, sums, accumulate, workspace,
+    );
+}
+
 /// dy becomes dy times the activation's derivative, which follows from its result y.
 pub fn activation_backward(y: &Tensor, dy: &mut Tensor, function: Activation) {
     let device = y.device().clone();

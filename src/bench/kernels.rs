@@ -426,7 +426,7 @@ impl Optimized {
                 let mut pointers = [0; 2];
                 pointers.iter_mut().zip(&mut states).for_each(|(pointer, state)| *pointer = state.pointer_mut());
                 let (values, gradient) = (values.pointer_mut(), gradient.pointer());
-                let trainable = Trainable { values, gradient, states: pointers, rounded: 0, length: count };
+                let trainable = Trainable { values, gradient, states: pointers, length: count };
                 Some(Self::on_device(context, method, trainable))
             }
             _ => None,

@@ -4,7 +4,7 @@ pub use crate::backend::cpu::activation::Activation;
 use crate::device::Category;
 use crate::error::Result;
 use crate::ops::{expect_shape, matrix};
-use crate::primitives::{Factor, activation_backward, bias_activation, column_sums, product};
+use crate::primitives::{Factor, activation_backward, activation_backward_with_sums, affine, column_sums, product};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -20,21 +20,24 @@ pub fn linear(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, function: Acti
     expect_shape("linear", "the weight", weight.shape(), &[outputs, inputs])?;
     expect_shape("linear", "the bias", bias.shape(), &[outputs])?;
     let mut output = Tensor::uninitialized(tape.device(), &[rows, outputs], Category::Activation);
-    let (factor, transposed) = (Factor::rows(x.tensor(), inputs), Factor::rows(weight.tensor(), inputs).transposed());
-    product((rows, outputs, inputs), factor, transposed, &mut output, false);
-    bias_activation(&mut output, Some(bias.tensor()), outputs, function);
+    affine((rows, outputs, inputs), x.tensor(), weight.tensor(), bias.tensor(), function, &mut output);
 
     let [x_place, weight_place, bias_place] = [x, weight, bias].map(|input| tape.wants(input));
     let kept_output = (function != Activation::Identity).then(|| output.clone());
     let kept_weight = x_place.map(|place| (place, weight.tensor().clone()));
     let kept_x = weight_place.map(|place| (place, x.tensor().clone()));
     Ok(tape.record(&[x, weight, bias], output, move |mut gradient, backward| {
-        if let Some(output) = kept_output {
-            activation_backward(&output, &mut gradient, function);
-        }
-        if let Some(place) = bias_place {
-            let sink = backward.sink(place);
-            column_sums(&gradient, rows, sink.tensor, sink.add);
+        match (kept_output, bias_place) {
+            (Some(output), Some(place)) => {
+                let sink = backward.sink(place);
+                activation_backward_with_sums(&output, &mut gradient, function, rows, sink.tensor, sink.add);
+            }
+            (Some(output), None) => activation_backward(&output, &mut gradient, function),
+            (None, Some(place)) => {
+                let sink = backward.sink(place);
+                column_sums(&gradient, rows, sink.tensor, sink.add);
+            }
+            (None, None) => {}
         }
         if let Some((place, x)) = kept_x {
             let sink = backward.sink(place);

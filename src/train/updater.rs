@@ -265,7 +265,7 @@ impl Updater {
         }
         let (values, gradient) = parameters.value_and_gradient(index).expect("a parameter with a gradient");
         let (length, gradient) = (values.len(), gradient.pointer());
-        Trainable { values: values.pointer_mut(), gradient, states, rounded: 0, length }
+        Trainable { values: values.pointer_mut(), gradient, states, length }
     }
 
     /// Every buffer with its name, `PARAMETER.STATE`, for the resumable state.

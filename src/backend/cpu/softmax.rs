@@ -30,23 +30,6 @@ pub fn log_softmax_backward(y: &[f32], dy: &[f32], dx: &mut [f32], columns: usiz
         .for_each(|(dx, (y, dy))| apply(Backward { y, dy, dx, columns }));
 }
 
-/// The first column with the largest value of every row; 0 for a row of NaN. x: [rows, columns].
-pub fn argmax(x: &[f32], indices: &mut [u32], columns: usize) {
-    assert_eq!(x.len(), indices.len() * columns, "arg max: one index for every row");
-    if columns == 0 {
-        return;
-    }
-    for (row, index) in x.chunks_exact(columns).zip(indices) {
-        let mut best = (f32::NEG_INFINITY, 0);
-        for (j, &value) in row.iter().enumerate() {
-            if value > best.0 {
-                best = (value, j as u32);
-            }
-        }
-        *index = best.1;
-    }
-}
-
 /// The maximum of a row; NaN entries are passed over.
 #[inline(always)]
 pub(super) fn row_max<S: Simd>(simd: S, row: &[f32]) -> f32 {
@@ -176,16 +159,5 @@ mod tests {
             })
         };
         assert_eq!(run(1), run(3));
-    }
-
-    #[test]
-    fn the_first_of_equal_maxima_is_taken() {
-        let mut indices = [9; 3];
-        argmax(
-            &[1.0, 3.0, 3.0, -1.0, f32::NAN, -2.0, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY],
-            &mut indices,
-            3,
-        );
-        assert_eq!(indices, [1, 0, 0]);
     }
 }

@@ -52,17 +52,12 @@ pub fn draw_scales(context: &Context, mask: &Mask, counter: Option<Pointer>, sca
     }
 }
 
-/// Integers that [`group`] makes of a batch of at most so many rows.
-pub fn group_length(rows: usize) -> usize {
-    4 * rows + 4 * most_totals(rows) + rows
-}
-
 /// Tokens with more than one piece: each has more rows than a piece.
 fn most_totals(rows: usize) -> usize {
     rows / (PIECE + 1)
 }
 
-/// The rows of each token, for [`gradient`], to be uploaded: as many integers as [`group_length`] says, where `rows`, at least as many as
+/// The rows of each token, for [`gradient`], to be uploaded: `5 rows + 4 most_totals(rows)` integers, where `rows`, at least as many as
 /// there are tokens, is the number that a graph was captured for.
 ///
 /// # Panics
@@ -203,7 +198,7 @@ mod tests {
                     let scales = random(vocabulary, 3);
                     let [gradient_there, scales_there] = [&dy, &scales].map(|data| device.shifted(data, shift));
                     let groups = device.upload(&group(&tokens, vocabulary, rows));
-                    assert_eq!(groups.values().len(), group_length(rows));
+                    assert_eq!(groups.values().len(), 5 * rows + 4 * most_totals(rows));
                     let workspace = device.poisoned_bytes(gradient_workspace(rows, columns));
                     for (scaled, accumulate) in [(false, false), (true, true), (true, false)] {
                         let mut expected = before.clone();

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::driver::{Argument, Launch, Pointer};
+use super::elementwise;
 use crate::backend::cpu::activation::Activation;
 use std::sync::Arc;
 
@@ -133,6 +134,10 @@ pub struct Epilogue {
 
 impl Epilogue {
     pub const NONE: Epilogue = Epilogue { bias: 0, activation: Activation::Identity };
+
+    fn is_none(&self) -> bool {
+        self.bias == 0 && self.activation == Activation::Identity
+    }
 }
 
 /// One kernel: a block's tile of c.
@@ -352,23 +357,17 @@ pub fn matmul(
     workspace: Pointer,
 ) {
     let product = Product { m, n, k, a, b, c, c_row_stride, accumulate, arithmetic };
-    compute(context, product, Epilogue::NONE, Plan::new(m, n, k, arithmetic), true, workspace);
+    compute(context, product, Epilogue::NONE, Plan::new(m, n, k, arithmetic), workspace);
 }
 
-/// c = activation(a b + bias), or activation(c + a b + bias), in one pass, which is always the engine's own.
+/// c = activation(a b + bias), or activation(c + a b + bias), where c's rows lie one behind the other. In one pass by the engine's kernels; where
+/// NVIDIA's library computes the product, the rest is a pass of its own.
 pub fn matmul_with(context: &Arc<Context>, product: Product, epilogue: Epilogue, workspace: Pointer) {
     let Product { m, n, k, arithmetic, .. } = product;
-    compute(context, product, epilogue, Plan::new(m, n, k, arithmetic), false, workspace);
+    compute(context, product, epilogue, Plan::new(m, n, k, arithmetic), workspace);
 }
 
-fn compute(
-    context: &Arc<Context>,
-    mut product: Product,
-    epilogue: Epilogue,
-    plan: Plan,
-    library: bool,
-    workspace: Pointer,
-) {
+fn compute(context: &Arc<Context>, mut product: Product, epilogue: Epilogue, plan: Plan, workspace: Pointer) {
     let Product { m, n, k, a, b, arithmetic, .. } = product;
     if m == 0 || n == 0 {
         return;
@@ -378,8 +377,15 @@ fn compute(
     debug_assert!((plan.splits == 1 && !plan.tile.packed) || workspace != 0, "a product without its workspace");
     // The library, too, is faster with bf16 than with f32 to be rounded; it does not mix them.
     let pack_first = plan.tile.packed && arithmetic == Arithmetic::Bf16;
-    // SAFETY: the caller answers for the pointers.
-    let by_library = |product: &Product| library && unsafe { context.library_product(product) };
+    let by_library = |product: &Product| {
+        // SAFETY: the caller answers for the pointers.
+        let done = unsafe { context.library_product(product) };
+        if done && !epilogue.is_none() {
+            let bias = (epilogue.bias != 0).then_some(epilogue.bias);
+            elementwise::bias_activation(context, product.c, bias, m * n, n, epilogue.activation);
+        }
+        done
+    };
     if !pack_first && by_library(&product) {
         return;
     }
@@ -537,7 +543,7 @@ mod tests {
                 arithmetic: self.arithmetic,
             };
             let epilogue = Epilogue { bias, activation: self.activation };
-            compute(&context, product, epilogue, plan, false, workspace.pointer());
+            compute(&context, product, epilogue, plan, workspace.pointer());
             let result = context.download(&output, c.len());
             context.check().unwrap();
             result

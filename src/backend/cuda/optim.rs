@@ -25,8 +25,6 @@ pub struct Trainable {
     pub gradient: Pointer,
     /// In the order of [`Method::state_names`]; as many as the method has.
     pub states: [Pointer; 2],
-    /// A copy of the values in bf16, written with every update.
-    pub rounded: Pointer,
     pub length: usize,
 }
 
@@ -103,11 +101,11 @@ impl Plan {
                 .all(|tensor| tensor.length == 0 || tensor.states[..states].iter().all(|&state| state != 0)),
             "{method:?} has {states} states for every tensor"
         );
-        let parameters: Vec<[u64; 6]> = trainable
+        let parameters: Vec<[u64; 5]> = trainable
             .iter()
             .map(|tensor| {
                 let [first, second] = tensor.states;
-                [tensor.values, tensor.gradient, first, second, tensor.rounded, tensor.length as u64]
+                [tensor.values, tensor.gradient, first, second, tensor.length as u64]
             })
             .collect();
         let slices: Vec<[u32; 2]> = (0..)
@@ -200,7 +198,6 @@ mod tests {
     /// The same tensors on the device and on the host.
     struct Both {
         device: Vec<[OnDevice<f32>; 4]>,
-        rounded: Vec<OnDevice<u16>>,
         host: Vec<[Vec<f32>; 4]>,
         plan: Plan,
         state: OnDevice<StepState>,
@@ -216,25 +213,22 @@ mod tests {
                 .collect();
             let on_device: Vec<_> =
                 host.iter().map(|tensors| tensors.each_ref().map(|data| device.shifted(data, shift))).collect();
-            let rounded: Vec<OnDevice<u16>> = LENGTHS.iter().map(|&length| device.poisoned(length, shift)).collect();
             let states = method.state_names().len();
             let trainable: Vec<Trainable> = on_device
                 .iter()
-                .zip(&rounded)
-                .map(|([values, gradient, first, second], rounded)| Trainable {
+                .map(|[values, gradient, first, second]| Trainable {
                     values: values.pointer(),
                     gradient: gradient.pointer(),
                     states: [
                         if states > 0 { first.pointer() } else { 0 },
                         if states > 1 { second.pointer() } else { 0 },
                     ],
-                    rounded: rounded.pointer(),
                     length: values.values().len(),
                 })
                 .collect();
             let plan = Plan::new(&device.context, method, &trainable);
             let state = device.upload(&[StepState::new(hyperparameters, 0, 0)]);
-            Both { device: on_device, rounded, host, plan, state, method }
+            Both { device: on_device, host, plan, state, method }
         }
 
         fn set_gradients(&mut self, seed: u64) {
@@ -259,12 +253,10 @@ mod tests {
         }
 
         fn assert_equal(&self) {
-            for ((on_device, host), rounded) in self.device.iter().zip(&self.host).zip(&self.rounded) {
+            for (on_device, host) in self.device.iter().zip(&self.host) {
                 for (on_device, host) in on_device.iter().zip(host) {
                     assert!(on_device.values() == *host, "{:?}: a tensor of {}", self.method, host.len());
                 }
-                let expected: Vec<u16> = host[0].iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
-                assert_eq!(rounded.values(), expected, "the copy in bf16");
             }
         }
     }
@@ -366,7 +358,7 @@ mod tests {
         update(&device.context, &Plan::new(&device.context, method, &[]), state.pointer());
         let [values, first, second] = [1, 2, 3].map(|seed| device.upload(&random(10, seed)));
         let states = [first.pointer(), second.pointer()];
-        let without_gradient = Trainable { values: values.pointer(), gradient: 0, states, rounded: 0, length: 10 };
+        let without_gradient = Trainable { values: values.pointer(), gradient: 0, states, length: 10 };
         let plan = Plan::new(&device.context, method, &[without_gradient]);
         update(&device.context, &plan, state.pointer());
         assert_eq!(values.values(), random(10, 1));

@@ -133,17 +133,6 @@ pub fn log_softmax_backward(context: &Context, y: Pointer, dy: Pointer, dx: Poin
     run(context, FILE, "log_softmax_backward", &launch, &arguments);
 }
 
-/// The first column with the largest value of every row, 0 for a row of NaN; x: `[rows, columns]`, f32; indices: `[rows]`, i32.
-pub fn argmax(context: &Context, x: Pointer, indices: Pointer, rows: usize, columns: usize) {
-    const WARPS: usize = 8;
-    if rows == 0 || columns == 0 {
-        return;
-    }
-    let launch = Launch::blocks(u32::try_from(rows.div_ceil(WARPS)).unwrap_or(u32::MAX), (WARPS * WARP) as u32);
-    let arguments = [Argument::Pointer(x), Argument::Pointer(indices), Argument::int(rows), Argument::int(columns)];
-    run(context, FILE, "softmax_argmax", &launch, &arguments);
-}
-
 /// `scale` times the sum of `count` losses (f32) into `total` (f32), summed in f64 in an order that `count` alone decides.
 pub fn total(context: &Context, losses: Pointer, count: usize, scale: f32, total: Pointer) {
     let threads = count.next_multiple_of(WARP).clamp(WARP, THREADS_F32);

@@ -201,23 +201,6 @@ fn log_softmax_and_its_backward_agree_with_the_cpu() {
 }
 
 #[test]
-fn the_first_of_equal_maxima_is_taken() {
-    let (nan, low) = (f32::NAN, f32::NEG_INFINITY);
-    for_all_orders(|device| {
-        let x = device.upload(&[1.0_f32, 3.0, 3.0, -1.0, nan, -2.0, low, low, low, nan, nan, nan]);
-        let indices = device.poisoned::<i32>(4, 0);
-        argmax(&device.context, x.pointer(), indices.pointer(), 4, 3);
-        assert_eq!(indices.values(), [1, 0, 0, 0]);
-
-        let mut x = vec![0.5_f32; 3 * 100];
-        (x[170], x[199], x[240]) = (2.0, 2.0, 0.75);
-        let (x, indices) = (device.upload(&x), device.poisoned::<i32>(3, 0));
-        argmax(&device.context, x.pointer(), indices.pointer(), 3, 100);
-        assert_eq!(indices.values(), [0, 70, 40]);
-    });
-}
-
-#[test]
 fn the_total_is_the_sum_in_f64() {
     for_all_orders(|device| {
         for count in [0, 1, 33, 5600] {
