@@ -65,6 +65,10 @@ KERNEL(256, 1) lstm_previous_hidden(const float *output, const float *initial, f
     }
 }
 
+#define CONNECTIONS unsigned key_low, unsigned key_high, unsigned threshold, float scale, unsigned step, const unsigned long long *counter
+#define CONNECTED                                                                                                                          \
+    { key_low, key_high, threshold, scale, step, counter }
+
 // The kernels by name: what each core and number of parts are good for, src/backend/cuda/lstm.rs knows.
 #define LAUNCH                                                                                                                             \
     int steps, int rows, int hidden, int sequences, int directions, int first_direction, int launched, int first_sequence, int slices,    \
@@ -80,13 +84,13 @@ KERNEL(256, 1) lstm_previous_hidden(const float *output, const float *initial, f
     name(float *gates0, float *cells0, const float *weight0, const float *input_bias0, const float *recurrent_bias0,                      \
          const float *initial_hidden0, const float *initial_cell0, float *final_hidden0, float *final_cell0, float *gates1,              \
          float *cells1, const float *weight1, const float *input_bias1, const float *recurrent_bias1, const float *initial_hidden1,      \
-         const float *initial_cell1, float *final_hidden1, float *final_cell1, float *output, const int *offsets, LAUNCH,                 \
+         const float *initial_cell1, float *final_hidden1, float *final_cell1, float *output, const int *offsets, CONNECTIONS, LAUNCH,                \
          unsigned *counters, unsigned char *exchange) {                                                                                    \
         SHARED_MEMORY(unsigned char, shared);                                                                                              \
         const ForwardArguments arguments{                                                                                                  \
             {gates0, cells0, weight0, input_bias0, recurrent_bias0, initial_hidden0, initial_cell0, final_hidden0, final_cell0},          \
             {gates1, cells1, weight1, input_bias1, recurrent_bias1, initial_hidden1, initial_cell1, final_hidden1, final_cell1},          \
-            output, offsets, LAUNCHED, counters, exchange};                                                                                \
+            output, offsets, CONNECTED, LAUNCHED, counters, exchange};                                                                                \
         ForwardBlock<Core>(arguments, shared).run();                                                                                       \
     }                                                                                                                                      \
     EXPORT(name)
@@ -96,12 +100,12 @@ KERNEL(256, 1) lstm_previous_hidden(const float *output, const float *initial, f
     name(float *gates0, const float *cells0, const float *weight0, const float *initial_cell0, float *cell_gradient0,                     \
          const float *final_hidden_gradient0, float *initial_hidden_gradient0, float *gates1, const float *cells1, const float *weight1, \
          const float *initial_cell1, float *cell_gradient1, const float *final_hidden_gradient1, float *initial_hidden_gradient1,         \
-         const float *output_gradient, const int *offsets, LAUNCH, unsigned *counters, unsigned char *exchange, float *parts) {           \
+         const float *output_gradient, const int *offsets, CONNECTIONS, LAUNCH, unsigned *counters, unsigned char *exchange, float *parts) {           \
         SHARED_MEMORY(unsigned char, shared);                                                                                              \
         const BackwardArguments arguments{                                                                                                 \
             {gates0, cells0, weight0, initial_cell0, cell_gradient0, final_hidden_gradient0, initial_hidden_gradient0},                   \
             {gates1, cells1, weight1, initial_cell1, cell_gradient1, final_hidden_gradient1, initial_hidden_gradient1},                   \
-            output_gradient, offsets, LAUNCHED, counters, exchange, parts};                                                                \
+            output_gradient, offsets, CONNECTED, LAUNCHED, counters, exchange, parts};                                                                \
         BackwardBlock<Core, PARTS>(arguments, shared).run();                                                                               \
     }                                                                                                                                      \
     EXPORT(name)

@@ -17,6 +17,7 @@ struct BackwardArguments {
     BackwardDirection first, second;
     const float *output_gradient; // [R, D H]
     const int *offsets;
+    Connections connections;
     Launch launch;
     unsigned *counters;
     unsigned char *exchange; // [2, launched, slices, columns, 4, chunks, CHUNK_BYTES]
@@ -25,18 +26,23 @@ struct BackwardArguments {
 
 // Rows of A: units. k runs over the gates' rows of W_hh, each gate's padded to whole chunks. W_hh has less than 2^31 weights.
 template <int CHUNK> struct BackwardOperand {
-    const float *weight; // the first gate's and unit's
-    int hidden, units, gate_chunks;
+    const float *weight;
+    int hidden, first_gate, first_unit, gate_chunks;
+    Mask mask;
 
     struct Chunk {
-        const float *weight;
-        int hidden, units, length;
+        const BackwardOperand &all;
+        int gate, first;
 
-        DEVICE float operator()(int row, int k) const { return row < units && k < length ? weight[k * hidden + row] : 0.0f; }
+        DEVICE float operator()(int row, int k) const {
+            const int unit = first + k, column = all.first_unit + row;
+            if (unit >= all.hidden || column >= all.hidden) return 0.0f;
+            const int place = gate * all.hidden + unit;
+            return all.mask.connect(all.weight[place * all.hidden + column], place, column);
+        }
     };
     DEVICE Chunk chunk(int number) const {
-        const int gate = number / gate_chunks, first = number % gate_chunks * CHUNK;
-        return {weight + (gate * hidden + first) * hidden, hidden, units, hidden - first};
+        return {*this, first_gate + number / gate_chunks, number % gate_chunks * CHUNK};
     }
 };
 
@@ -63,7 +69,7 @@ template <class Core, int PARTS> struct BackwardBlock {
         const int row = place.block / PARTS * Core::ROWS, gate = place.block % PARTS;
         const Steps steps(a.offsets, launch, place, place.direction == 1, reinterpret_cast<int *>(memory.sums));
         if (threadIdx.x == 0) {
-            *memory.job = {direction, {direction.weight + gate * H * H + row, H, H - row, gate_chunks(launch)}, steps, place,
+            *memory.job = {direction, {direction.weight, H, gate, row, gate_chunks(launch), a.connections.mask()}, steps, place,
                            a.counters + place.group * COUNTER_STRIDE};
         }
         barrier();

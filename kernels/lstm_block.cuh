@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lstm_product.cuh"
+#include "random.cuh"
 
 // A counter of arrivals has a sector of the cache to itself.
 constexpr int COUNTER_STRIDE = 8;
@@ -13,6 +14,16 @@ struct Launch {
     int steps, rows, hidden, sequences, directions; // T, R, H, N, D
     int first_direction, launched, first_sequence, slices, columns, tile, weight_slots;
     int first_step, last_step;
+};
+
+// DropConnect on the recurrent weights, as kernels take it; a threshold of 0: none. `counter`: see sequences_dropout.
+struct Connections {
+    unsigned key_low, key_high, threshold;
+    float scale;
+    unsigned step;
+    const unsigned long long *counter;
+
+    DEVICE Mask mask() const { return {{key_low, key_high}, threshold, scale, counter ? unsigned(*counter) : step}; }
 };
 
 // Where a block works: `block` of `blocks` in a group.

@@ -16,6 +16,7 @@ struct ForwardArguments {
     ForwardDirection first, second;
     float *output; // [R, D H]
     const int *offsets;
+    Connections connections;
     Launch launch;
     unsigned *counters;
     unsigned char *exchange; // [2, launched, slices, columns, chunks, CHUNK_BYTES]
@@ -23,18 +24,22 @@ struct ForwardArguments {
 
 // Rows of A: four gates a unit. W_hh has less than 2^31 weights.
 template <int CHUNK> struct ForwardOperand {
-    const float *weight; // the first unit's
-    int hidden, units;
+    const float *weight;
+    int hidden, first_unit;
+    Mask mask;
 
     struct Chunk {
-        const float *weight;
-        int hidden, units, length;
+        const ForwardOperand &all;
+        int first;
 
         DEVICE float operator()(int row, int k) const {
-            return row / 4 < units && k < length ? weight[(row % 4 * hidden + row / 4) * hidden + k] : 0.0f;
+            const int unit = all.first_unit + row / 4, column = first + k;
+            if (unit >= all.hidden || column >= all.hidden) return 0.0f;
+            const int place = row % 4 * all.hidden + unit;
+            return all.mask.connect(all.weight[place * all.hidden + column], place, column);
         }
     };
-    DEVICE Chunk chunk(int number) const { return {weight + number * CHUNK, hidden, units, hidden - number * CHUNK}; }
+    DEVICE Chunk chunk(int number) const { return {*this, number * CHUNK}; }
 };
 
 template <class Core> struct ForwardBlock {
@@ -57,7 +62,7 @@ template <class Core> struct ForwardBlock {
         const int first_unit = place.block * UNITS;
         const Steps steps(a.offsets, launch, place, place.direction == 0, reinterpret_cast<int *>(memory.sums));
         if (threadIdx.x == 0) {
-            *memory.job = {direction, {direction.weight + first_unit * H, H, H - first_unit}, steps, place,
+            *memory.job = {direction, {direction.weight, H, first_unit, a.connections.mask()}, steps, place,
                            a.counters + place.group * COUNTER_STRIDE};
         }
         barrier();

@@ -38,4 +38,13 @@ struct Mask {
     DEVICE float4 apply(uint4 drawn, float4 x) const {
         return make_float4(apply(drawn.x, x.x), apply(drawn.y, x.y), apply(drawn.z, x.z), apply(drawn.w, x.w));
     }
+
+    // DropConnect: `value` is a matrix's element in `row` and `column`, rows being the frames of one sequence. Without a threshold nothing is
+    // dropped and nothing is drawn.
+    DEVICE float connect(float value, int row, int column) const {
+        if (threshold == 0) return value;
+        const uint4 drawn = draw(unsigned(column) / 4, row, 0);
+        const unsigned low = column % 2 ? drawn.y : drawn.x, high = column % 2 ? drawn.w : drawn.z;
+        return apply(column % 4 < 2 ? low : high, value);
+    }
 };

@@ -136,7 +136,11 @@ fn sentences_are_learned_each_from_its_beginning() {
     assert_eq!(stage["valid"]["tokens"], 100, "the first token is predicted too");
     assert_eq!(result["groups"].as_array().unwrap().len(), 4, "the untied embedding is a group");
     let scores = tiny.json(&["evaluate", "run", "--json"]);
-    assert!((scores["loss"].as_f64().unwrap() - stage["test"]["loss"].as_f64().unwrap()).abs() < 1e-6);
+    let loss = scores["loss"].as_f64().unwrap();
+    assert!((loss - stage["test"]["loss"].as_f64().unwrap()).abs() < 1e-6);
+    let characters = 4 * LINES.iter().map(|line| line.len() + 1).sum::<usize>();
+    let bits = loss * scores["tokens"].as_f64().unwrap() / std::f64::consts::LN_2 / characters as f64;
+    assert!((scores["bits_per_character"].as_f64().unwrap() - bits).abs() < 1e-9, "{scores}");
 }
 
 /// The weights of every stage, and the log without times.

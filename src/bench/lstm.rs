@@ -181,7 +181,7 @@ impl Recurrence {
             }
             Backend::Cuda(context) => {
                 let (packing, arithmetic) = (sequences.on(context), device.arithmetic());
-                let shape = cuda::lstm::Shape { hidden, directions: count, packing, arithmetic };
+                let shape = cuda::lstm::Shape { hidden, directions: count, packing, arithmetic, mask: None };
                 let room = workspace(device, cuda::lstm::forward_workspace(context, &shape));
                 let operands = self.directions.iter_mut().map(|operands| cuda::lstm::Forward {
                     gates: operands.gates.pointer_mut(),
@@ -217,7 +217,7 @@ impl Recurrence {
             }
             Backend::Cuda(context) => {
                 let (packing, arithmetic) = (sequences.on(context), device.arithmetic());
-                let shape = cuda::lstm::Shape { hidden, directions: count, packing, arithmetic };
+                let shape = cuda::lstm::Shape { hidden, directions: count, packing, arithmetic, mask: None };
                 let room = workspace(device, cuda::lstm::backward_workspace(context, &shape));
                 let operands = self.directions.iter_mut().map(|operands| cuda::lstm::Backward {
                     gates: operands.gates.pointer_mut(),

@@ -155,6 +155,13 @@ impl Vocabulary {
         self.id(END).unwrap_or(0)
     }
 
+    /// The characters that a token stands for where a line begins, counted as in [`Encoded`]; those of its symbol for one that the list lacks.
+    pub fn characters(&self, id: u32) -> u64 {
+        let symbol = self.symbols.get(id as usize).map_or("", String::as_str);
+        let is_word = self.unit == Unit::Word && id != self.end();
+        if is_word { symbol.chars().count() as u64 + 1 } else { 1 }
+    }
+
     /// The tokens of a text, every line ended by `<eos>`. `path` names the text in errors.
     ///
     /// # Errors
@@ -271,6 +278,7 @@ mod tests {
         let vocabulary = Vocabulary::by_count(Unit::Word, "one two\n", 1).unwrap();
         // Behind "one ": "two\n" as it stands, though its token is <unk>; the empty line; "one\n".
         assert_eq!(encode(&vocabulary, "one two\n\none\n").unwrap().characters, 4 + 1 + 4);
+        assert_eq!(["one", "<eos>"].map(|symbol| vocabulary.characters(vocabulary.id(symbol).unwrap())), [4, 1]);
         let letters = Vocabulary::by_first_appearance(Unit::Character, ["äb c\n"]).unwrap();
         assert_eq!(letters.symbols(), ["ä", "b", "<space>", "c", "<eos>"]);
         let encoded = encode(&letters, "äb c\n").unwrap();

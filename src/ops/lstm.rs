@@ -10,8 +10,8 @@
 //!
 //! DropConnect (Wan et al., 2013; Merity, Keskar, Socher, 2018) masks the recurrent weights for the whole batch: a weight is zero with
 //! probability p, the others are divided by 1 - p. The mask is that of dropout on one sequence of 4H frames of H units, so the weight in row
-//! r and column k has the counter (k / 4, r, 0, step). Masked weights exist while they are packed; backward draws the mask again, and masks the
-//! weights' gradient where it is formed.
+//! r and column k has the counter (k / 4, r, 0, step). On the CPU masked weights exist while they are packed, on a GPU the mask is drawn as the
+//! weights are brought onto the chip; backward draws it again, and masks the weights' gradient where it is formed.
 
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::matmul::Arithmetic;
@@ -162,7 +162,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// The recurrent weights as the recurrence uses them.
+    /// The recurrent weights as the CPU packs them.
     fn masked(&self, weight: &Tensor) -> Tensor {
         let Some((mask, rows)) = &self.mask else { return weight.clone() };
         let mut output = Tensor::uninitialized(weight.device(), weight.shape(), Category::Workspace);
@@ -180,7 +180,8 @@ impl Sizes {
     }
 
     fn device_shape(&self, context: &Arc<Context>, arithmetic: Arithmetic, directions: usize) -> cuda::lstm::Shape {
-        cuda::lstm::Shape { hidden: self.hidden, directions, packing: self.sequences.on(context), arithmetic }
+        let mask = self.mask.as_ref().map(|(mask, _)| *mask);
+        cuda::lstm::Shape { hidden: self.hidden, directions, packing: self.sequences.on(context), arithmetic, mask }
     }
 }
 
@@ -222,18 +223,15 @@ fn recur(
         On::Cuda(context) => {
             let shape = sizes.device_shape(context, device.arithmetic(), directions.len());
             let workspace = workspace(device, cuda::lstm::forward_workspace(context, &shape));
-            let weights: Vec<Tensor> =
-                directions.iter().map(|direction| sizes.masked(direction.recurrent_weight.tensor())).collect();
             let initial = sizes.initial.as_ref().map(|state| (state.hidden.pointer(), state.cell.pointer()));
             let last = last.map(|state| (state.hidden.pointer_mut(), state.cell.pointer_mut()));
             let operands: Vec<cuda::lstm::Forward> = directions
                 .iter()
                 .zip(kept)
-                .zip(&weights)
-                .map(|((direction, kept), weight)| cuda::lstm::Forward {
+                .map(|(direction, kept)| cuda::lstm::Forward {
                     gates: kept.gates.pointer_mut(),
                     cells: kept.cells.pointer_mut(),
-                    weight: weight.pointer(),
+                    weight: direction.recurrent_weight.tensor().pointer(),
                     input_bias: direction.input_bias.tensor().pointer(),
                     recurrent_bias: direction.recurrent_bias.tensor().pointer(),
                     initial,
@@ -370,16 +368,14 @@ fn recur_backward(device: &Device, sizes: &Sizes, kept: &mut [Kept], gradient: &
         On::Cuda(context) => {
             let shape = sizes.device_shape(context, device.arithmetic(), count);
             let workspace = workspace(device, cuda::lstm::backward_workspace(context, &shape));
-            let weights: Vec<Tensor> = kept.iter().map(|kept| sizes.masked(&kept.recurrent_weight)).collect();
             let initial_cell = sizes.initial.as_ref().map(|state| state.cell.pointer());
             let operands: Vec<cuda::lstm::Backward> = kept
                 .iter_mut()
                 .zip(&mut cell_gradients)
-                .zip(&weights)
-                .map(|((kept, cell_gradient), weight)| cuda::lstm::Backward {
+                .map(|(kept, cell_gradient)| cuda::lstm::Backward {
                     gates: kept.gates.pointer_mut(),
                     cells: kept.cells.pointer(),
-                    weight: weight.pointer(),
+                    weight: kept.recurrent_weight.pointer(),
                     initial_cell,
                     cell_gradient: cell_gradient.pointer_mut(),
                     final_hidden_gradient: None,

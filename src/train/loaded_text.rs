@@ -38,17 +38,16 @@ pub struct TextEvaluation {
     pub tokens: u64,
     #[serde(with = "number::float")]
     pub perplexity: f64,
-    /// None for a model of sentences, which predicts the first token too.
-    #[serde(with = "number::optional_float")]
-    pub bits_per_character: Option<f64>,
+    #[serde(with = "number::float")]
+    pub bits_per_character: f64,
 }
 
 impl TextEvaluation {
     /// A line for people.
     pub fn describe(&self, data: &Path) -> String {
-        let bits = self.bits_per_character.map_or_else(String::new, |bits| format!(", {bits:.4} bits per character"));
-        let TextEvaluation { loss, tokens, perplexity, .. } = self;
-        format!("{}: {tokens} tokens, loss {loss:.4}, perplexity {perplexity:.2}{bits}\n", data.display())
+        let TextEvaluation { loss, tokens, perplexity, bits_per_character } = self;
+        let scores = format!("loss {loss:.4}, perplexity {perplexity:.2}, {bits_per_character:.4} bits per character");
+        format!("{}: {tokens} tokens, {scores}\n", data.display())
     }
 }
 
@@ -135,11 +134,13 @@ impl LoadedText {
             score_sentences(&self.learner, &Sentences::new(data.sentences(end), end), batching)?
         };
         let sum = scores.negative_log_likelihood;
+        // A model of sentences predicts the first token too.
+        let first = if is_stream { 0 } else { data.ids().first().map_or(0, |&id| self.vocabulary.characters(id)) };
         Ok(TextEvaluation {
             loss: scores.loss(),
             tokens: scores.tokens,
             perplexity: perplexity(sum, scores.tokens),
-            bits_per_character: is_stream.then(|| bits_per_character(sum, data.characters())),
+            bits_per_character: bits_per_character(sum, data.characters() + first),
         })
     }
 

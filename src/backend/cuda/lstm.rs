@@ -11,7 +11,8 @@ use super::context::Context;
 use super::driver::{Argument, Launch, Pointer};
 use super::elementwise::{self, run};
 use super::matmul::Arithmetic;
-use super::sequences::Packing;
+use super::sequences::{Packing, mask_arguments};
+use crate::random::Mask;
 use plan::Chip;
 
 const FILE: &str = "lstm";
@@ -29,6 +30,8 @@ pub struct Shape {
     pub packing: Packing,
     /// Of the recurrent product. Everything else is f32.
     pub arithmetic: Arithmetic,
+    /// DropConnect: of the recurrent weights of all directions, whose rows are the frames of one sequence.
+    pub mask: Option<Mask>,
 }
 
 /// One direction's operands of [`forward`].
@@ -246,14 +249,16 @@ impl Pass<'_> {
         elementwise::fill(context, workspace, 0.0, clear / size_of::<f32>());
 
         let end = i32::try_from(steps).unwrap_or(i32::MAX);
+        let connections = shape.connections(context);
         let launches = match plan.obstacle {
             None => vec![(first_step, end)],
             Some(_) => (first_step..end).map(|step| (step, step + 1)).collect(),
         };
         for (first, last) in launches {
             let mut arguments = operands.to_vec();
+            arguments.push(Argument::Pointer(shape.packing.offsets));
+            arguments.extend(connections);
             arguments.extend([
-                Argument::Pointer(shape.packing.offsets),
                 Argument::int(shape.packing.steps),
                 Argument::int(shape.packing.rows),
                 Argument::int(shape.hidden),
@@ -280,6 +285,13 @@ impl Pass<'_> {
 }
 
 impl Shape {
+    fn connections(&self, context: &Context) -> [Argument; 6] {
+        let (none, zero) = (Argument::Pointer(0), Argument::Unsigned(0));
+        self.mask
+            .as_ref()
+            .map_or([zero, zero, zero, Argument::Float(1.0), zero, none], |mask| mask_arguments(context, mask, None))
+    }
+
     fn problem(&self) -> Problem {
         let Shape { hidden, directions, packing, .. } = *self;
         Problem { hidden, directions, sequences: packing.sequences }

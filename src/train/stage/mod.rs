@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::models::Network;
 use crate::nn::{Parameters, Scheme};
 use crate::optim::{Average, Method, Noam, is_triggered};
+use crate::primitives::fill;
 use crate::random::{MaskKey, derive};
 use crate::recipe::{Criterion, Model, Recipe, Seeds};
 use crate::train::checkpoint::{self, State};
@@ -170,7 +171,8 @@ impl<'a, T: Task> StageRun<'a, T> {
         let frames = |batches: &[T::Piece]| -> u64 { batches.iter().map(|piece| task.size(piece)).sum() };
         self.updated = self.position.clone();
         if first == 0 {
-            self.carried = task.carried(self.session.device);
+            // In place, so that the states keep their addresses.
+            task.named_carried_mut(&mut self.carried).into_iter().for_each(|(_, state)| fill(state, 0.0));
         }
         self.session.progress.borrow_mut().epoch(&EpochPlan {
             stage_title: &self.start.stage.title,

@@ -4,7 +4,9 @@ use super::super::driver::Launch;
 use super::super::testing::{Device, OnDevice, for_all_orders};
 use super::plan::{Chip, cores};
 use super::*;
+use crate::backend::cpu::dropout;
 use crate::backend::cpu::testing::{assert_close, offsets, random};
+use crate::random::MaskKey;
 
 const ARITHMETICS: [Arithmetic; 3] = [Arithmetic::F32, Arithmetic::Tf32, Arithmetic::Bf16];
 
@@ -23,6 +25,7 @@ struct Case {
     more_rows: usize,
     directions: Vec<Parameters>,
     with_states: bool,
+    mask: Option<Mask>,
     output_gradient: Vec<f32>,
 }
 
@@ -79,6 +82,7 @@ impl Case {
             more_rows,
             directions: (0..directions).map(parameters).collect(),
             with_states,
+            mask: None,
             output_gradient: numbers(rows * directions * hidden, 99),
         }
     }
@@ -107,7 +111,8 @@ impl Case {
             rows,
             sequences: self.lengths.len(),
         };
-        let shape = Shape { hidden, directions: self.directions.len(), packing, arithmetic: self.arithmetic };
+        let (directions, arithmetic) = (self.directions.len(), self.arithmetic);
+        let shape = Shape { hidden, directions, packing, arithmetic, mask: self.mask };
         let [forward_plan, backward_plan] =
             plans.unwrap_or_else(|| [forward_plan(context, &shape), backward_plan(context, &shape)]);
 
@@ -185,6 +190,16 @@ impl Case {
         Results { output: output.values(), directions: directions.collect() }
     }
 
+    /// A direction's weights with the mask on them, as the CPU draws it.
+    fn connected(&self, weight: &[f32]) -> Vec<f32> {
+        let mut weight = weight.to_vec();
+        if let Some(mask) = &self.mask {
+            let frames: Vec<usize> = (0..=4 * self.hidden).collect();
+            dropout::apply_in_place(&mut weight, &frames, self.hidden, mask);
+        }
+        weight
+    }
+
     /// Rounded as the product's operands are.
     fn round(&self, value: f64) -> f64 {
         let bits = (value as f32).to_bits();
@@ -203,7 +218,7 @@ impl Case {
         let parameters = &self.directions[direction];
         let width = self.directions.len() * hidden;
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        let weight: Vec<f64> = parameters.weight.iter().map(|&w| self.round(f64::from(w))).collect();
+        let weight: Vec<f64> = self.connected(&parameters.weight).iter().map(|&w| self.round(f64::from(w))).collect();
         let wide = |values: &[f32], n: usize| -> Vec<f64> {
             let row = &values[n * hidden..(n + 1) * hidden];
             row.iter().map(|&x| if self.with_states { f64::from(x) } else { 0.0 }).collect()
@@ -441,6 +456,30 @@ fn four_blocks_that_share_their_rows_give_the_same_gradients() {
             case.check(&case.run(&device, Some([forward, parts])));
             let tiles = Plan { slices: 1, columns: 16, tile: 8, ..parts };
             case.check(&case.run(&device, Some([forward, tiles])));
+        }
+    }
+}
+
+/// In registers, shared and global memory, whatever the number of columns.
+#[test]
+fn dropped_connections_are_those_of_the_cpu() {
+    let Some(device) = Device::new() else { return };
+    let key = MaskKey { seed: 3, stage: "joint".into(), step: 7 };
+    for arithmetic in ARITHMETICS {
+        for (hidden, lengths) in [(5, &[4, 2, 1][..]), (70, &[3, 3, 2]), (200, &[3, 2])] {
+            let mut case = Case::new(hidden, lengths, 1, true, arithmetic);
+            let without = case.run(&device, None);
+            case.mask = Some(Mask::new(&key, "lstm", 0.5).unwrap());
+            let dropped = case.connected(&case.directions[0].weight);
+            assert!(dropped.contains(&0.0) && dropped.iter().any(|&w| w != 0.0));
+            let with = case.run(&device, None);
+            assert_ne!(with.output, without.output);
+            case.check(&with);
+            let plans = plans(&case, &chip(1000, 227 << 10, true)).map(|plan| {
+                let chunks = case.hidden.div_ceil(plan.core.chunk) * plan.core.width;
+                Plan { warps: 1, weight_slots: chunks.saturating_sub(plan.core.held).min(2), ..plan }
+            });
+            case.check(&case.run(&device, Some(plans)));
         }
     }
 }
