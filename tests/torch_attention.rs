@@ -60,6 +60,7 @@ fn learner(fixture: &Fixture, frozen: &[usize], rate: f64) -> Learner<CtcAttenti
         decoder_units: 4,
         ctc_weight: 0.3,
         label_smoothing: 0.05,
+        scheduled_sampling: 0.0,
         unigrams: Some([0.0, 0.25, 0.125, 0.125, 0.25, 0.0625, 0.1875].into()),
         symbols: SYMBOLS,
     });
