@@ -303,7 +303,8 @@ impl CtcAttention {
 
 /// The first of the largest.
 fn likeliest(logits: &[f32]) -> u32 {
-    (0..logits.len()).reduce(|best, symbol| if logits[symbol] > logits[best] { symbol } else { best }).unwrap_or(0) as u32
+    (0..logits.len()).reduce(|best, symbol| if logits[symbol] > logits[best] { symbol } else { best }).unwrap_or(0)
+        as u32
 }
 
 impl Recogniser for CtcAttention {

@@ -68,7 +68,8 @@ pub fn evaluate<M: Recogniser + Sync>(
             finite[index] = found.is_some();
             let found = found.unwrap_or_default();
             let hypothesis = found.first().map_or_else(String::new, |best| transcript_of(&best.tokens, tokens));
-            let (reference, hypothesis) = (tokens.scored(&data.utterances()[index].transcript), tokens.scored(&hypothesis));
+            let (reference, hypothesis) =
+                (tokens.scored(&data.utterances()[index].transcript), tokens.scored(&hypothesis));
             let list = keeps_lists.then(|| NBest::new(id, found, |decoded| transcript_of(decoded, tokens)));
             decoded.push((index, Transcript { utterance: id.clone(), reference, hypothesis }, list));
         }

@@ -59,8 +59,9 @@ pub fn import(weights: &Path, recipe: &Path, out: &Path, mode: Mode) -> Result<u
     }
     if let Some(name) = theirs.values().next() {
         let problem = format!("has the tensor {name}, which the recipe's {} does not have", model.kind());
-        return Err(Error::file(weights.path(), problem)
-            .remedy("Give the recipe the sizes that this model was trained with (its train.py options are in model.json)"));
+        return Err(Error::file(weights.path(), problem).remedy(
+            "Give the recipe the sizes that this model was trained with (its train.py options are in model.json)",
+        ));
     }
     let named = specs.iter().zip(&values);
     let tensors: Vec<NamedTensor<'_>> =
@@ -144,14 +145,18 @@ mod tests {
         for front_end in [FrontEnd::None, FrontEnd::Vgg] {
             let model = blstm_ctc(front_end);
             for ours in ["encoder.blstm.1.weight_hh_l0_reverse", "encoder.proj.0.bias", "ctc.weight"] {
-                let Place::Named(back) = place(&model, &espnet_name(&model, ours)) else { panic!("{ours} is left out") };
+                let Place::Named(back) = place(&model, &espnet_name(&model, ours)) else {
+                    panic!("{ours} is left out")
+                };
                 assert_eq!(back, ours);
             }
         }
         let vgg = blstm_ctc(FrontEnd::Vgg);
         assert_eq!(espnet_name(&vgg, "encoder.vgg.conv1_2.bias"), "enc.enc.0.conv1_2.bias");
         assert_eq!(espnet_name(&vgg, "encoder.blstm.0.bias_ih_l0"), "enc.enc.1.birnn0.bias_ih_l0");
-        assert!(matches!(place(&vgg, "enc.enc.0.bilstm1.bias_ih_l0"), Place::Named(name) if name == "encoder.blstm.1.bias_ih_l0"));
+        assert!(
+            matches!(place(&vgg, "enc.enc.0.bilstm1.bias_ih_l0"), Place::Named(name) if name == "encoder.blstm.1.bias_ih_l0")
+        );
         for unused in ["dec.att.0.mlp_enc.weight", "att.0.gvec.bias", "dec.embed.weight", "att.0.mlp_enc.weight"] {
             assert!(matches!(place(&vgg, unused), Place::LeftOut), "{unused}");
         }

@@ -81,6 +81,11 @@ impl LoadedModel {
         Ok(LoadedModel { recipe, frontend, learner })
     }
 
+    /// The model with its weights, all frozen.
+    pub fn learner(&self) -> &Learner<AnyRecogniser> {
+        &self.learner
+    }
+
     /// The sets of the recipe that have a name: `valid` and `test`.
     pub fn sets(&self) -> Vec<(&'static str, PathBuf)> {
         let data = &self.recipe.data;
