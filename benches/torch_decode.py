@@ -1,13 +1,14 @@
-"""A straightforward joint beam search in PyTorch, with the weights of a run of Headfirst: the seconds that it takes for a data set.
+"""A straightforward joint beam search in PyTorch, with the weights of a run of Headfirst: its seconds for a data set.
 
     headfirst train recipes/an4-ctc-attention.toml --out RUN
-    python benches/torch_decode.py RUN DATA/test                                  # seconds, real-time factor, CER
-    headfirst evaluate RUN --data DATA/test --beam 10 --ctc-weight 0.3            # the same by Headfirst
-    python benches/torch_decode.py RUN DATA/test --check LISTS                    # holds the best of each list of --n-best-json LISTS against its own
+    python benches/torch_decode.py RUN DATA/test                          # seconds, real-time factor, CER
+    headfirst evaluate RUN --data DATA/test --beam 10 --ctc-weight 0.3    # the same by Headfirst
+    python benches/torch_decode.py RUN DATA/test --check LISTS            # against the best of --n-best-json
 
-The model is a `ctc-attention` without VGG; the search is that of `src/decode/joint.rs` with its defaults. As usual in PyTorch one utterance is decoded
-after the other, and the hypotheses of an utterance are one batch: encoder, decoder step and CTC prefix score are tensors over all of them, and the
-prefix score goes frame by frame. Features are read and normalised before the clock starts.
+The model is a `ctc-attention` without VGG; the search is that of `src/decode/joint.rs` with its defaults. As usual in
+PyTorch one utterance is decoded after the other, and the hypotheses of an utterance are one batch: decoder step and CTC
+prefix score are tensors over all of them, and the prefix score goes frame by frame. Features are read and normalised
+before the clock starts.
 Dimensions: T frames, H hypotheses, K candidates of each, V symbols.
 """
 
@@ -65,7 +66,8 @@ class Model:
         """ln p of the next symbol, [H, V], and the state then: z and c [H, units], attention [H, T]."""
         z, c, attention = state
         located = conv1d(attention[:, None], self.weights["att.loc_conv.weight"][:, 0], padding=self.reach)
-        compared = encoded + self.linear("att.mlp_dec", z)[:, None] + self.linear("att.mlp_att", located.transpose(1, 2))
+        compared = encoded + self.linear("att.mlp_dec", z)[:, None]
+        compared = compared + self.linear("att.mlp_att", located.transpose(1, 2))
         energies = self.linear("att.gvec", torch.tanh(compared))[..., 0]
         attention = torch.softmax(SHARPENING * energies, dim=-1)
         read = torch.cat([self.weights["dec.embed.weight"][tokens], attention @ frames], dim=-1)
@@ -74,7 +76,8 @@ class Model:
 
 
 def prefix_scores(log_p, label, blank, last, length, candidates, end):
-    """Watanabe et al. 2017, algorithm 2, for prefixes with `length` labels: ln p of each prefix with each candidate, [H, K], and their states [T, H, K].
+    """Watanabe et al. 2017, algorithm 2: ln p of each prefix, which has `length` labels, with each candidate,
+    [H, K], and the states then, [T, H, K].
 
     `log_p` [T, V]; `label`, `blank` [T, H]; `last` [H]: the last label of each prefix."""
     frames = len(log_p)
@@ -176,7 +179,7 @@ def load(run: Path) -> tuple[Model, list[str], dict[str, torch.Tensor] | None, f
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Decode a data set with a run of Headfirst and a beam search in PyTorch.")
+    parser = argparse.ArgumentParser(description="Decode with a run of Headfirst and a beam search in PyTorch.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run of a ctc-attention, or RUN/STAGE")
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder with feats.scp and text")
     parser.add_argument("--beam", type=int, default=10)

@@ -390,18 +390,23 @@ fn symbols_that_are_no_speech_are_recognised_but_not_scored() {
     assert_eq!(scores["characters"]["reference"], letters + 5);
 }
 
+/// Names, shapes and elements.
+type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
 /// The weights of a run under ESPnet's names, as `change` leaves them.
-fn as_espnets(run: &str, file: &str, change: impl FnOnce(&mut Vec<(String, Vec<usize>, Vec<f32>)>)) {
+fn as_espnets(run: &str, file: &str, change: impl FnOnce(&mut Tensors)) {
     let weights = load_weights(tiny().path(run).join("joint/best.safetensors")).unwrap();
-    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+    let mut tensors: Tensors = Vec::new();
     for name in weights.names() {
         let shape = weights.shape(name).unwrap().to_vec();
         let values = weights.get(name, &shape).unwrap().to_vec();
         let theirs = match run {
-            "attention" => name
-                .replace("encoder.blstm.0.", "enc.enc.0.birnn0.")
-                .replace("encoder.proj.0.", "enc.enc.0.bt0.")
-                .replace("att.", "att.0."),
+            "attention" => match name.strip_prefix("att.") {
+                Some(rest) => format!("att.0.{rest}"),
+                None => {
+                    name.replace("encoder.blstm.0.", "enc.enc.0.birnn0.").replace("encoder.proj.0.", "enc.enc.0.bt0.")
+                }
+            },
             _ => name.to_string(),
         };
         // The decoder has the attention as a part of its own too.
@@ -440,7 +445,7 @@ fn espnets_weights_are_imported_and_have_the_loss_of_their_source() {
 
 #[test]
 fn espnets_weights_that_are_missing_or_do_not_fit_are_named() {
-    let import = |name: &str, change: &dyn Fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>), parts: &[&str]| {
+    let import = |name: &str, change: &dyn Fn(&mut Tensors), parts: &[&str]| {
         let file = format!("{name}.safetensors");
         as_espnets("attention", &file, |tensors| change(tensors));
         let arguments = ["import", &file, "--recipe", "attention/recipe.toml", "--out", "never.safetensors"];
@@ -457,7 +462,7 @@ fn espnets_weights_that_are_missing_or_do_not_fit_are_named() {
         &|tensors| tensors.push(("enc.enc.0.birnn1.bias_ih_l0".into(), vec![2], vec![0.0; 2])),
         &["the tensor enc.enc.0.birnn1.bias_ih_l0, which the recipe's ctc-attention does not have", "the sizes"],
     );
-    let wide = |tensors: &mut Vec<(String, Vec<usize>, Vec<f32>)>| {
+    let wide = |tensors: &mut Tensors| {
         let one = tensors.iter_mut().find(|one| one.0 == "ctc.ctc_lo.bias").unwrap();
         (one.1, one.2) = (vec![9], vec![0.0; 9]);
     };

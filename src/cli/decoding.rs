@@ -15,7 +15,7 @@ use std::path::PathBuf;
 #[derive(Args, Default)]
 #[command(next_help_heading = "Decoding (greedy without any of these)")]
 pub struct Decoding {
-    /// Beam search that keeps so many hypotheses: by decoder and CTC, or by CTC alone where there is no decoder [default: 10]
+    /// Beam search that keeps so many hypotheses, by decoder and CTC, or by CTC alone where there is no decoder; 10 with only other options below
     #[arg(long, value_name = "N")]
     pub beam: Option<usize>,
     /// Hypotheses of each utterance in --n-best-json, at most the beam [default: 1]
@@ -39,7 +39,7 @@ pub struct Decoding {
     /// The run of an lstm-lm over the same symbols, which scores the hypotheses too (shallow fusion)
     #[arg(long, value_name = "RUN", requires = "lm_weight")]
     lm: Option<String>,
-    /// Of the language model's ln p, beside a weight of 1 of decoder and CTC together
+    /// Weight of the language model's ln p; decoder and CTC together have 1
     #[arg(long, value_name = "V", requires = "lm", allow_negative_numbers = true)]
     lm_weight: Option<f64>,
 }

@@ -75,10 +75,11 @@ fn open_training_set(
 ) -> Result<(SpeechData, Frontend)> {
     let data = &recipe.data;
     let folder = DataFolder::open(&data.train)?;
-    let tokens = match &frontend {
+    let mut tokens = match &frontend {
         Some(frontend) => frontend.tokens.clone(),
         None => token_list(data, &folder)?,
     };
+    tokens.keep_whole(&data.non_linguistic);
     let features = match frontend.as_ref().and_then(|frontend| frontend.features.clone()) {
         Some(features) => Some(features),
         None => feature_options(recipe, &folder)?,
@@ -112,14 +113,12 @@ fn token_list(data: &recipe::Data, folder: &DataFolder) -> Result<TokenList> {
     let unit = unit(data.tokens)?;
     let whole = &data.non_linguistic;
     let named = data.token_list.as_ref().map(|path| TokenList::load(unit, path)).transpose()?;
-    let mut tokens = match (named, &data.pieces) {
-        (None, Some(pieces)) => TokenList::of_pieces(Arc::new(Pieces::load(pieces)?), whole),
-        (None, None) => TokenList::from_transcripts(unit, whole, folder.transcripts())?,
-        (Some(named), Some(pieces)) => named.with_pieces(Arc::new(Pieces::load(pieces)?))?,
-        (Some(named), None) => named,
-    };
-    tokens.keep_whole(whole);
-    Ok(tokens)
+    match (named, &data.pieces) {
+        (None, Some(pieces)) => Ok(TokenList::of_pieces(Arc::new(Pieces::load(pieces)?), whole)),
+        (None, None) => TokenList::from_transcripts(unit, whole, folder.transcripts()),
+        (Some(named), Some(pieces)) => named.with_pieces(Arc::new(Pieces::load(pieces)?)),
+        (Some(named), None) => Ok(named),
+    }
 }
 
 impl Frontend {

@@ -189,8 +189,12 @@ fn joint<M: Recogniser>(
         .zip(logits)
         .map(|(&frames, logits)| Utterance { frames, ctc: logits.as_deref() })
         .collect();
+    let decoder = match options.ctc_weight < 1.0 {
+        true => model.predictor(&learner.parameters, &encoded.hidden, &encoded.sequences)?,
+        false => None,
+    };
     let models = Models {
-        decoder: model.predictor(&learner.parameters, &encoded.hidden, &encoded.sequences)?,
+        decoder,
         language_model: language_model.map(|language_model| language_model.predictor(tokens, symbols)).transpose()?,
     };
     let found = joint_beams(&utterances, models, symbols, options)?;
