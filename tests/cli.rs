@@ -21,10 +21,11 @@ fn fail(arguments: &[&str]) -> Ended {
 }
 
 /// Every command with the options of its own.
-const COMMANDS: [(&str, &[&str]); 8] = [
+const COMMANDS: [(&str, &[&str]); 9] = [
     ("train", &["--out", "--set", "--resume"]),
-    ("evaluate", &["--recipe", "--weights", "--data", "--beam", "--json"]),
-    ("transcribe", &["--channel", "--beam", "--json"]),
+    ("evaluate", &["--recipe", "--weights", "--data", "--json", "--beam", "--n-best", "--n-best-json", "--ctc-weight"]),
+    ("transcribe", &["--channel", "--json", "--beam", "--penalty", "--lm", "--lm-weight", "--max-length-ratio"]),
+    ("import", &["--recipe", "--out", "--data", "--json"]),
     ("plan", &["--set", "--json"]),
     ("report", &["--out"]),
     ("bench", &["--json", "--once", "--seconds", "--set", "--precision", "--compare", "--counts"]),

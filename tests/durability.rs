@@ -160,6 +160,20 @@ fn a_resumed_transformer_has_the_same_bits_though_gradients_waited() {
 }
 
 #[test]
+fn scheduled_sampling_resumes_to_the_same_bits() {
+    let settings = [
+        r#"model={kind="ctc-attention",layers=1,units=8,projection=8,subsample=[4],attention=6,attention_channels=2,attention_reach=4,decoder_units=8,scheduled_sampling=0.5}"#,
+        r#"cascade={strategy="fixed",compositions=[[1,2]]}"#,
+    ];
+    let reference = uninterrupted("uninterrupted-sampling", &settings);
+    stopped_and_resumed(&settings, &[0, 1, 3], &reference);
+    // It does something.
+    let without = settings[0].replace("scheduled_sampling=0.5", "scheduled_sampling=0.0");
+    let without = uninterrupted("uninterrupted-without-sampling", &[&without, settings[1]]);
+    assert_ne!(outcome(&without)["joint/best.safetensors"], outcome(&reference)["joint/best.safetensors"]);
+}
+
+#[test]
 fn a_run_killed_at_any_instant_goes_on_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");

@@ -8,6 +8,8 @@ mod cli;
 mod corpus;
 /// Kernels are compiled when they changed and only then; without nvcc the build says so.
 mod cuda_build;
+/// Decoding: beam searches, n-best lists, language models beside a recogniser, real-time factors, scores; weights that come from ESPnet.
+mod decoding;
 /// A stopped, killed or starved run goes on to the bits of one that never stopped, and no run is overwritten.
 mod durability;
 /// The CUDA backend, on the emulator or on a GPU, trains as the CPU does.

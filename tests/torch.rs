@@ -128,9 +128,9 @@ fn logits_losses_and_every_gradient_are_pytorchs() {
     let fixture = Fixture::open("batch");
     let mut learner = learner(&[], still());
     let batch = batch(learner.model());
-    let (logits, sequences) = learner.logits(&batch).unwrap();
+    let headfirst::models::recogniser::Encoded { logits, sequences, .. } = learner.encode(&batch).unwrap();
     for n in 0..sequences.count() {
-        let found = sequences.unpack(n, logits.data(), learner.model().sizes().symbols);
+        let found = sequences.unpack(n, logits.tensor().data(), learner.model().sizes().symbols);
         assert_close(
             &format!("logits of utterance {n}"),
             wide(&found),

@@ -51,32 +51,43 @@ impl Fixture {
 }
 
 fn learner(fixture: &Fixture, frozen: &[usize], rate: f64) -> Learner<CtcAttention> {
+    Learner::with_parameters(&Device::cpu(), model(0.05, 0.0), parameters(fixture), frozen, options(rate))
+}
+
+fn model(label_smoothing: f64, scheduled_sampling: f64) -> CtcAttention {
     let encoder = EncoderSizes { inputs: INPUTS, vgg: None, units: 4, projection: 6, subsample: vec![2], dropout: 0.0 };
-    let model = CtcAttention::new(Sizes {
+    CtcAttention::new(Sizes {
         encoder,
         attention: 5,
         channels: 2,
         reach: 2,
         decoder_units: 4,
         ctc_weight: 0.3,
-        label_smoothing: 0.05,
+        label_smoothing,
+        scheduled_sampling,
         unigrams: Some([0.0, 0.25, 0.125, 0.125, 0.25, 0.0625, 0.1875].into()),
         symbols: SYMBOLS,
-    });
-    let device = Device::cpu();
-    let mut parameters = Parameters::initialize(&device, &model.structure().specs, Scheme::Espnet, 0);
-    for (index, spec) in model.structure().specs.iter().enumerate() {
+    })
+}
+
+fn parameters(fixture: &Fixture) -> Parameters {
+    let structure = model(0.0, 0.0).structure().clone();
+    let mut parameters = Parameters::initialize(&Device::cpu(), &structure.specs, Scheme::Espnet, 0);
+    for (index, spec) in structure.specs.iter().enumerate() {
         parameters.set(index, &fixture.floats(&format!("initial.{}", spec.name))).unwrap();
     }
-    let options = UpdateOptions {
+    parameters
+}
+
+fn options(rate: f64) -> UpdateOptions {
+    UpdateOptions {
         method: Method::Adadelta { rho: 0.95 },
         learning_rate: rate,
         epsilon: 1e-8,
         epsilon_decay: 1.0,
         weight_decay: 0.0,
         clip: 5.0,
-    };
-    Learner::with_parameters(&device, model, parameters, frozen, options)
+    }
 }
 
 fn masks() -> MaskKey {
@@ -173,4 +184,55 @@ fn the_decoder_step_by_step_gives_the_logits_of_teacher_forcing() {
     assert!(model.select(&memory, &state, &of, &[6]).is_err());
     assert!(model.step(parameters, &memory, Some(&state), &of, &[0]).is_err());
     assert!(model.step(parameters, &memory, None, &[7], &[0]).is_err());
+}
+
+/// The losses of a training step with scheduled sampling, without label smoothing.
+fn sampled_losses(fixture: &Fixture, probability: f64, step: u32) -> Vec<f64> {
+    let model = model(0.0, probability);
+    let mut learner = Learner::with_parameters(&Device::cpu(), model, parameters(fixture), &[], options(0.0));
+    learner.train(&fixture.batch(), &MaskKey { step, ..masks() }).unwrap().losses
+}
+
+#[test]
+fn sampled_at_every_symbol_the_decoder_reads_what_it_found_likeliest_itself() {
+    let fixture = Fixture::open();
+    let learner = learner(&fixture, &[], 0.0);
+    let (model, parameters, batch) = (learner.model(), &learner.parameters, fixture.batch());
+    let evaluation = learner.evaluate(&batch).unwrap();
+    let encoded = learner.encode(&batch).unwrap();
+    let memory = model.remember(parameters, &encoded.hidden, &encoded.sequences).unwrap();
+    let negative_log_p =
+        |logits: &[f32], symbol: u32| wide(logits).map(f64::exp).sum::<f64>().ln() - f64::from(logits[symbol as usize]);
+    let mut expected = Vec::new();
+    for (utterance, labels) in batch.labels.iter().enumerate() {
+        let taught = fixture.floats(&format!("decoder_logits.{utterance}"));
+        let (mut state, mut read, mut change) = (None, model.end(), 0.0);
+        for (time, &target) in labels.iter().chain([&model.end()]).enumerate() {
+            let (logits, next) = model.step(parameters, &memory, state.as_ref(), &[utterance], &[read]).unwrap();
+            let logits = logits.data();
+            change += negative_log_p(logits, target) - negative_log_p(&taught[time * SYMBOLS..][..SYMBOLS], target);
+            read = (0..SYMBOLS as u32).max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap();
+            state = Some(next);
+        }
+        expected.push((evaluation.losses[utterance] + 0.7 * change) as f32);
+    }
+    let found = sampled_losses(&fixture, 1.0, 0);
+    assert_close("losses", found.clone(), &expected, 2.0 * ONE_PASS);
+    assert!(found.iter().zip(&evaluation.losses).any(|(found, taught)| (found - taught).abs() > 0.01), "{found:?}");
+    assert_close(
+        "without",
+        sampled_losses(&fixture, 0.0, 0),
+        &evaluation.losses.iter().map(|&x| x as f32).collect::<Vec<_>>(),
+        ONE_PASS,
+    );
+}
+
+#[test]
+fn the_draws_of_scheduled_sampling_follow_from_the_step() {
+    let fixture = Fixture::open();
+    let steps: Vec<Vec<f64>> = (0..8).map(|step| sampled_losses(&fixture, 0.5, step)).collect();
+    assert!(steps.iter().any(|losses| *losses != steps[0]), "{steps:?}");
+    for (step, losses) in steps.iter().enumerate() {
+        assert_eq!(*losses, sampled_losses(&fixture, 0.5, step as u32));
+    }
 }

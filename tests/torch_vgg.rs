@@ -62,10 +62,10 @@ fn logits_losses_and_every_gradient_are_pytorchs() {
         features: headfirst::data::batch::pack(&frames, 7),
         labels: vec![vec![1, 2, 2], vec![3, 4], vec![5]],
     };
-    let (logits, sequences) = learner.logits(&batch).unwrap();
+    let headfirst::models::recogniser::Encoded { logits, sequences, .. } = learner.encode(&batch).unwrap();
     assert_eq!(sequences.lengths(), [5, 3, 1]);
     for n in 0..3 {
-        let found = sequences.unpack(n, logits.data(), 6);
+        let found = sequences.unpack(n, logits.tensor().data(), 6);
         assert_close(&format!("logits.{n}"), wide(&found), &floats(&format!("logits.{n}")));
     }
     let masks = MaskKey { seed: 1, stage: "joint".into(), step: 0 };

@@ -2,6 +2,7 @@
 
 mod bench;
 mod completions;
+mod decoding;
 mod demo;
 mod doctor;
 mod evaluate;

@@ -1,17 +1,20 @@
 //! `headfirst transcribe`.
 
 use crate::cli::Common;
-use crate::cli::evaluate::decoder;
+use crate::cli::decoding::Decoding;
 use crate::cli::output::{print, print_json};
 use crate::error::{Error, Result};
-use crate::train::loaded::LoadedModel;
+use crate::train::loaded::{LoadedModel, Transcription};
+use crate::train::recognise::Speed;
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Write down what is said in audio files
 ///
-/// WAV, FLAC and NIST SPHERE; the features are those that the model was trained on, another sample rate is resampled.
+/// WAV, FLAC and NIST SPHERE; the features are those that the model was trained on, another sample rate is resampled. A file of more than a minute
+/// is cut at its pauses; --n-best-json has a list for each part. The real-time factor is the seconds from samples to text over those of the audio.
 #[derive(Args)]
 pub struct Transcribe {
     /// RUN (its best stage), RUN/STAGE or RUN/STAGE@EPOCH
@@ -22,45 +25,66 @@ pub struct Transcribe {
     /// Which channel of a file with several; the first is 0
     #[arg(long, value_name = "N")]
     channel: Option<usize>,
-    /// Decode with a prefix beam search of this width instead of greedily
-    #[arg(long, value_name = "N")]
-    beam: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    decoding: Decoding,
 }
 
 #[derive(Serialize)]
 struct Transcript {
     audio: String,
     text: String,
+    #[serde(flatten)]
+    speed: Speed,
 }
 
 #[derive(Serialize)]
 struct Output {
     transcripts: Vec<Transcript>,
+    /// Of all files.
+    #[serde(flatten)]
+    speed: Speed,
 }
 
 impl Transcribe {
     pub fn run(self, common: &Common) -> Result<()> {
-        let decoder = decoder(self.beam)?;
-        let model = LoadedModel::of_run(&common.open_device()?, &self.run)?;
-        let mut transcripts = Vec::new();
+        let device = common.open_device()?;
+        let loaded = self.decoding.load(&device)?;
+        let model = LoadedModel::of_run(&device, &self.run)?;
+        let decoder = loaded.decoder(&model)?;
+        let (mut transcripts, mut lists) = (Vec::new(), Vec::new());
+        let (mut audio_seconds, mut decoding) = (0.0, Duration::ZERO);
         let mut failed = None;
         for path in &self.audio {
-            match model.transcribe(path, self.channel, decoder) {
-                Ok(text) if self.json => transcripts.push(Transcript { audio: path.display().to_string(), text }),
-                Ok(text) if self.audio.len() == 1 => print(&format!("{text}\n"))?,
-                Ok(text) => print(&format!("{}\t{text}\n", path.display()))?,
+            let Transcription { text, n_best, speed } = match model.transcribe(path, self.channel, decoder) {
+                Ok(transcription) => transcription,
                 // The other files are transcribed all the same.
                 Err(error) => {
                     crate::train::signals::write_standard_error(&format!("error: {error}"));
                     failed = Some(error);
+                    continue;
                 }
+            };
+            lists.extend(n_best);
+            audio_seconds += speed.audio_seconds;
+            decoding += Duration::from_secs_f64(speed.decoding_seconds);
+            if self.json {
+                transcripts.push(Transcript { audio: path.display().to_string(), text, speed });
+            } else if self.audio.len() == 1 {
+                print(&format!("{text}\n"))?;
+            } else {
+                print(&format!("{}\t{text}\n", path.display()))?;
             }
         }
+        self.decoding.write(&lists)?;
+        let speed = Speed::new(audio_seconds, decoding);
         if self.json {
-            print_json(&Output { transcripts })?;
+            print_json(&Output { transcripts, speed })?;
+        } else if audio_seconds > 0.0 && !common.quiet {
+            // Beside the transcripts, which are for whoever reads standard output.
+            crate::train::signals::write_standard_error(&speed.describe());
         }
         match failed {
             None => Ok(()),

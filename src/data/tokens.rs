@@ -49,6 +49,8 @@ pub struct TokenList {
     /// Symbols that are one token in a transcript, longest first. Characters: those of several characters (`<NOISE>`), anywhere. Pieces: those
     /// that are no pieces, where they stand as words.
     whole: Vec<String>,
+    /// Those of them that are no speech, longest first: scores leave them out.
+    non_linguistic: Vec<String>,
     /// What splits words, if units are pieces.
     pieces: Option<Arc<Pieces>>,
 }
@@ -123,9 +125,10 @@ impl TokenList {
         self.pieces = Some(pieces);
     }
 
-    /// Never splits these in a transcript, whether the list has them or not.
+    /// Never splits these in a transcript, whether the list has them or not, and leaves them out of what is scored.
     pub fn keep_whole(&mut self, non_linguistic: &[String]) {
         self.whole = longest_first(self.whole.iter().chain(non_linguistic));
+        self.non_linguistic = longest_first(non_linguistic.iter());
     }
 
     /// Reads a list: one symbol a line, its number is its id, line 0 is `<blank>`.
@@ -163,7 +166,7 @@ impl TokenList {
         let ids = symbols.iter().enumerate().map(|(id, symbol)| (symbol.clone(), id as u32)).collect();
         let whole =
             longest_first(symbols.iter().filter(|symbol| symbol.chars().nth(1).is_some() && !is_special(symbol)));
-        TokenList { unit, symbols, ids, whole, pieces: None }
+        TokenList { unit, symbols, ids, whole, non_linguistic: Vec::new(), pieces: None }
     }
 
     /// Writes the list as [`load`](Self::load) reads it.
@@ -282,6 +285,31 @@ impl TokenList {
     }
 }
 
+/// Scores.
+impl TokenList {
+    /// The text that is scored: without non-linguistic symbols, as ESPnet's `score_sclite.sh --nlsyms` takes them out. The spaces around them stay.
+    pub fn scored(&self, text: &str) -> String {
+        match self.unit {
+            Unit::Character => characters(text, &self.whole).filter(|symbol| !self.is_non_linguistic(symbol)).collect(),
+            // There they stand as words.
+            Unit::Word | Unit::Piece => {
+                text.split(' ').filter(|word| !self.is_non_linguistic(word)).collect::<Vec<_>>().join(" ")
+            }
+        }
+    }
+
+    /// What the character error rate counts of a text: its characters, each space among them, and as one the symbols of several characters that
+    /// are tokens of a list of characters.
+    pub fn characters<'a>(&'a self, text: &'a str) -> Vec<&'a str> {
+        let whole = if self.unit == Unit::Character { self.whole.as_slice() } else { &[] };
+        characters(text, whole).collect()
+    }
+
+    fn is_non_linguistic(&self, symbol: &str) -> bool {
+        self.non_linguistic.iter().any(|other| other == symbol)
+    }
+}
+
 fn is_special(symbol: &str) -> bool {
     [BLANK, SPACE, UNKNOWN].contains(&symbol)
 }
@@ -396,6 +424,23 @@ mod tests {
         assert_eq!(read_non_linguistic(&path).unwrap(), ["<NOISE>", "[laughter]"]);
         fs::write(&path, "<NOISE>\n[a b]\n").unwrap();
         assert!(read_non_linguistic(&path).unwrap_err().to_string().contains("nlsyms.txt:2"));
+    }
+
+    #[test]
+    fn non_linguistic_symbols_are_left_out_of_scores_and_other_symbols_count_as_one_character() {
+        let noise = ["<NOISE>".to_string()];
+        let named = TokenList::from_transcripts(Unit::Character, &noise, ["A <NOISE> B"].into_iter()).unwrap();
+        // ESPnet takes out the token; its two spaces are tokens of their own.
+        assert_eq!(named.scored("<NOISE> AB <NOISE>A"), " AB A");
+        assert_eq!(named.scored("A <NOISE> B"), "A  B");
+        assert_eq!(named.characters("A  B").len(), 4);
+        // A symbol of the list that nobody calls non-linguistic is scored, and is one.
+        let kept = loaded(Unit::Character, "<blank>\n<NOISE>\nA\n").unwrap();
+        assert_eq!(kept.scored("A<NOISE>A"), "A<NOISE>A");
+        assert_eq!(kept.characters("A<NOISE>A"), ["A", "<NOISE>", "A"]);
+        let words = TokenList::from_transcripts(Unit::Word, &noise, ["AB <NOISE> B"].into_iter()).unwrap();
+        assert_eq!(words.scored("AB <NOISE> B"), "AB B");
+        assert_eq!(words.characters("AB B"), ["A", "B", " ", "B"]);
     }
 
     fn pieces() -> Arc<Pieces> {

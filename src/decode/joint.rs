@@ -15,9 +15,13 @@
 //! - Below the least length the end symbol cannot follow; ESPnet drops the hypothesis.
 //! - Where CTC leaves none of the 1.5 beam labels a probability, all labels are tried.
 //!
+//! Several utterances are searched side by side: the hypotheses of all that are not done yet, which have equally many labels, are one call of the
+//! decoder and one of the language model, so that a label costs few products, and large ones. CTC's part is each utterance's own, in parallel.
+//!
 //! Scores are f64. Ties go to the extension of the better hypothesis, then to the lower id, so that the same scores give the same result.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -31,15 +35,19 @@ const NEVER: f64 = f64::NEG_INFINITY;
 
 /// An attention decoder or a language model: what comes next after each of several hypotheses.
 pub trait Predictor {
-    /// ln p of the next symbol, [hypotheses, symbols], without the blank's. Each hypothesis begins with the start symbol and has one symbol more than
-    /// in the step before; the states after the step are those of these hypotheses.
+    /// ln p of the next symbol, [hypotheses, symbols]; the blank's is not looked at. Hypothesis h is one of utterance `of[h]`, and those of an utterance
+    /// stand together. Each begins with the start symbol and has one symbol more than in the step before; the states after the step are
+    /// those of these hypotheses.
     ///
     /// # Errors
     /// What the model says.
-    fn step(&mut self, hypotheses: &[&[u32]]) -> Result<Vec<f32>>;
+    fn step(&mut self, of: &[usize], hypotheses: &[&[u32]]) -> Result<Vec<f32>>;
 
     /// Hypothesis h of the next step goes on from the state of hypothesis `parents[h]` of this one. Some have several followers, some have none.
-    fn select(&mut self, parents: &[usize]);
+    ///
+    /// # Errors
+    /// What the model says.
+    fn select(&mut self, parents: &[usize]) -> Result<()>;
 }
 
 /// How to search. The names are those of ESPnet's decoding options.
@@ -83,7 +91,7 @@ impl JointOptions {
         let refuse = |key: &str, problem: String, remedy: &str| Err(Error::key(key, problem).remedy(remedy));
         let JointOptions { beam, n_best, .. } = *self;
         if beam == 0 {
-            return refuse("--beam", "is 0, which keeps no hypothesis".into(), "Use 1 (greedy) or more");
+            return refuse("--beam", "is 0, which keeps no hypothesis".into(), "Use 1 or more");
         }
         if n_best == 0 || n_best > beam {
             let problem = format!("is {n_best}, but a beam of {beam} keeps at most {beam} hypotheses");
@@ -105,25 +113,32 @@ impl JointOptions {
                 format!("is {}, more than --max-length-ratio {}", self.min_length_ratio, self.max_length_ratio);
             return refuse("--min-length-ratio", problem, "Lower it");
         }
-        for (key, value) in [("--lm-weight", self.language_model_weight), ("--penalty", self.penalty)] {
-            if !value.is_finite() {
-                return refuse(key, format!("is {value}"), "Use a finite number");
-            }
+        if !(self.language_model_weight >= 0.0 && self.language_model_weight.is_finite()) {
+            return refuse("--lm-weight", format!("is {}", self.language_model_weight), "Use a number from 0 (none)");
+        }
+        if !self.penalty.is_finite() {
+            return refuse("--penalty", format!("is {}", self.penalty), "Use a finite number");
         }
         Ok(())
     }
 }
 
 /// One utterance to decode.
+#[derive(Debug, Clone, Copy)]
 pub struct Utterance<'a> {
     /// Frames of the encoder's output.
     pub frames: usize,
     /// The scores of CTC, [frames, symbols], as logits or log probabilities. Needed if its weight is above 0.
     pub ctc: Option<&'a [f32]>,
+}
+
+/// What predicts the next symbol, one for all utterances.
+#[derive(Default)]
+pub struct Models<'a> {
     /// Needed if CTC's weight is below 1.
-    pub decoder: Option<Box<dyn Predictor + Send + 'a>>,
+    pub decoder: Option<Box<dyn Predictor + 'a>>,
     /// Its weight is an option; it gives ln p over the recogniser's symbols.
-    pub language_model: Option<Box<dyn Predictor + Send + 'a>>,
+    pub language_model: Option<Box<dyn Predictor + 'a>>,
 }
 
 /// The symbols that all scores are of: the blank is 0, the last one begins and ends a sentence.
@@ -157,6 +172,9 @@ pub struct NBestEntry {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NBest {
     pub utterance: String,
+    /// Begin and end within a recording that was cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<[f64; 2]>,
     /// Best first.
     pub hypotheses: Vec<NBestEntry>,
 }
@@ -164,36 +182,63 @@ pub struct NBest {
 impl NBest {
     pub fn new(utterance: impl Into<String>, hypotheses: Vec<Scored>, text: impl Fn(&[u32]) -> String) -> Self {
         let entry = |scored: Scored| NBestEntry { text: text(&scored.tokens), scored };
-        NBest { utterance: utterance.into(), hypotheses: hypotheses.into_iter().map(entry).collect() }
+        NBest { utterance: utterance.into(), seconds: None, hypotheses: hypotheses.into_iter().map(entry).collect() }
     }
 }
 
-/// [`joint_beam`] for several utterances, in parallel, in their order. Each has the result that it has alone.
-pub fn joint_beams(
-    utterances: Vec<Utterance<'_>>,
-    symbols: Symbols,
-    options: &JointOptions,
-) -> Vec<Result<Vec<Scored>>> {
-    utterances.into_par_iter().map(|utterance| joint_beam(utterance, symbols, options)).collect()
-}
-
-/// The best hypotheses of an utterance, best first, at most `n_best`; fewer where the search has completed fewer.
+/// The best hypotheses of each utterance, best first, at most `n_best`; fewer where the search has completed fewer, and none where every hypothesis
+/// has the probability 0. Each utterance has the result that it has alone.
 ///
 /// # Errors
-/// Impossible options; an utterance without frames; a missing decoder or missing CTC scores; scores that are not numbers; an utterance to which
-/// every hypothesis gives the probability 0.
-pub fn joint_beam(utterance: Utterance<'_>, symbols: Symbols, options: &JointOptions) -> Result<Vec<Scored>> {
+/// Impossible options; an utterance without frames; a missing decoder or missing CTC scores; scores that are not numbers.
+pub fn joint_beams(
+    utterances: &[Utterance<'_>],
+    models: Models<'_>,
+    symbols: Symbols,
+    options: &JointOptions,
+) -> Result<Vec<Vec<Scored>>> {
     options.check()?;
-    let mut search = Search::new(utterance, symbols, options)?;
-    let mut complete = search.run()?;
-    complete.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.tokens.cmp(&b.tokens)));
-    complete.truncate(options.n_best);
-    if complete.is_empty() {
-        let problem = "every hypothesis has the probability 0";
-        return Err(Error::operation(NAME, problem)
-            .remedy("Lower --min-length-ratio; if it is 0, the model's outputs are those of a training that failed"));
+    let Models { decoder, language_model } = models;
+    let mut decoder = decoder.filter(|_| options.ctc_weight < 1.0);
+    let mut language_model = language_model.filter(|_| options.language_model_weight != 0.0);
+    if options.ctc_weight < 1.0 && decoder.is_none() {
+        return Err(Error::operation(NAME, "there is no attention decoder").remedy("Use --ctc-weight 1: CTC alone"));
     }
-    Ok(complete)
+    let has = [decoder.is_some(), language_model.is_some()];
+    let searches = utterances.par_iter().map(|utterance| Search::new(*utterance, has, symbols, options));
+    let mut searches: Vec<Search> = searches.collect::<Vec<_>>().into_iter().collect::<Result<_>>()?;
+    for length in 0.. {
+        let mut of = Vec::new();
+        let mut prefixes: Vec<&[u32]> = Vec::new();
+        let mut rows = Vec::with_capacity(searches.len());
+        for (number, search) in searches.iter().enumerate() {
+            let first = prefixes.len();
+            prefixes.extend(search.live.iter().map(|hypothesis| hypothesis.tokens.as_slice()));
+            of.resize(prefixes.len(), number);
+            rows.push(first..prefixes.len());
+        }
+        if prefixes.is_empty() {
+            break;
+        }
+        let attention = predicted(&mut decoder, &of, &prefixes, symbols.count)?;
+        let fluency = predicted(&mut language_model, &of, &prefixes, symbols.count)?;
+        let advanced = searches.par_iter_mut().zip(&rows).map(|(search, rows)| {
+            search.advance(length, Rows::of(&attention, rows, symbols), Rows::of(&fluency, rows, symbols))
+        });
+        let parents: Vec<Vec<usize>> = advanced.collect();
+        let parents: Vec<usize> = rows
+            .iter()
+            .zip(parents)
+            .flat_map(|(rows, parents)| parents.into_iter().map(move |parent| rows.start + parent))
+            .collect();
+        if parents.is_empty() {
+            break;
+        }
+        for model in [&mut decoder, &mut language_model].into_iter().flatten() {
+            model.select(&parents)?;
+        }
+    }
+    Ok(searches.into_iter().map(Search::finish).collect())
 }
 
 /// End detection: the search is over when the best hypotheses of the last so many lengths are worse than the best of all by this.
@@ -235,19 +280,45 @@ impl Candidate {
     }
 }
 
-struct Search<'a> {
-    decoder: Option<Box<dyn Predictor + Send + 'a>>,
-    language_model: Option<Box<dyn Predictor + Send + 'a>>,
+/// ln p of the next symbol after each hypothesis of one utterance.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    scores: &'a [f32],
+    symbols: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn of(scores: &'a Option<Vec<f32>>, rows: &Range<usize>, Symbols { count, .. }: Symbols) -> Option<Self> {
+        scores.as_ref().map(|scores| Rows { scores: &scores[rows.start * count..rows.end * count], symbols: count })
+    }
+
+    fn at(&self, hypothesis: usize, token: u32) -> f64 {
+        f64::from(self.scores[hypothesis * self.symbols + token as usize])
+    }
+}
+
+/// The search of one utterance.
+struct Search {
     ctc: Option<PrefixScore>,
+    has_decoder: bool,
+    has_language_model: bool,
     symbols: Symbols,
     options: JointOptions,
     least: usize,
     most: usize,
+    /// None: it is over.
+    live: Vec<Live>,
+    complete: Vec<Scored>,
 }
 
-impl<'a> Search<'a> {
-    fn new(utterance: Utterance<'a>, symbols: Symbols, options: &JointOptions) -> Result<Self> {
-        let Utterance { frames, ctc, decoder, language_model } = utterance;
+impl Search {
+    fn new(
+        utterance: Utterance<'_>,
+        [has_decoder, has_language_model]: [bool; 2],
+        symbols: Symbols,
+        options: &JointOptions,
+    ) -> Result<Self> {
+        let Utterance { frames, ctc } = utterance;
         let wrong = |problem: &str, remedy: &str| Err(Error::operation(NAME, problem).remedy(remedy));
         if frames == 0 {
             return wrong("the utterance has no frames", "Leave it out");
@@ -256,10 +327,6 @@ impl<'a> Search<'a> {
             return wrong("the end symbol is none of the symbols", "Give one that is above 0 and below their number");
         }
         let weight = options.ctc_weight;
-        let decoder = if weight < 1.0 { decoder } else { None };
-        if weight < 1.0 && decoder.is_none() {
-            return wrong("there is no attention decoder", "Use --ctc-weight 1: CTC alone");
-        }
         let ctc = match ctc.filter(|_| weight > 0.0) {
             Some(scores) => {
                 check_shape(NAME, scores, symbols.count)?;
@@ -279,82 +346,80 @@ impl<'a> Search<'a> {
             ratio => ((ratio * frames as f64) as usize).max(1),
         };
         let least = ((options.min_length_ratio * frames as f64) as usize).min(most);
-        let language_model = language_model.filter(|_| options.language_model_weight != 0.0);
-        Ok(Search { decoder, language_model, ctc, symbols, options: *options, least, most })
+        let state = ctc.as_ref().map(PrefixScore::initial);
+        let live = vec![Live { tokens: vec![symbols.end], parts: Parts::default(), state }];
+        let complete = Vec::new();
+        Ok(Search { ctc, has_decoder, has_language_model, symbols, options: *options, least, most, live, complete })
     }
 
-    fn run(&mut self) -> Result<Vec<Scored>> {
-        let state = self.ctc.as_ref().map(PrefixScore::initial);
-        let mut live = vec![Live { tokens: vec![self.symbols.end], parts: Parts::default(), state }];
-        let mut complete: Vec<Scored> = Vec::new();
-        for length in 0..=self.most {
-            let (candidates, extensions) = self.extend(&live, length)?;
-            let mut next = Vec::new();
-            let mut parents = Vec::new();
-            for Candidate { parent, token, place, parts } in candidates {
-                let tokens = &live[parent].tokens;
-                if token == self.symbols.end {
-                    complete.push(self.completed(tokens[1..].to_vec(), parts));
-                    continue;
-                }
-                let state = extensions.get(parent).map(|extension| extension.state(place));
-                next.push(Live { tokens: tokens.iter().copied().chain([token]).collect(), parts, state });
-                parents.push(parent);
+    /// Goes on by one symbol; gives the parent of every hypothesis that is live then.
+    fn advance(&mut self, length: usize, attention: Option<Rows>, fluency: Option<Rows>) -> Vec<usize> {
+        let (candidates, extensions) = self.extend(length, attention, fluency);
+        let (mut next, mut parents) = (Vec::new(), Vec::new());
+        for Candidate { parent, token, place, parts } in candidates {
+            let tokens = &self.live[parent].tokens;
+            if token == self.symbols.end {
+                let complete = self.completed(tokens[1..].to_vec(), parts);
+                self.complete.push(complete);
+                continue;
             }
-            let over = self.options.max_length_ratio == 0.0 && is_hopeless(&complete, length);
-            if next.is_empty() || over {
-                break;
-            }
-            for model in [&mut self.decoder, &mut self.language_model].into_iter().flatten() {
-                model.select(&parents);
-            }
-            live = next;
+            let state = extensions.get(parent).map(|extension| extension.state(place));
+            next.push(Live { tokens: tokens.iter().copied().chain([token]).collect(), parts, state });
+            parents.push(parent);
         }
-        Ok(complete)
+        if self.options.max_length_ratio == 0.0 && is_hopeless(&self.complete, length) {
+            (next, parents) = (Vec::new(), Vec::new());
+        }
+        self.live = next;
+        parents
+    }
+
+    fn finish(self) -> Vec<Scored> {
+        let mut complete = self.complete;
+        complete.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.tokens.cmp(&b.tokens)));
+        complete.truncate(self.options.n_best);
+        complete
     }
 
     fn completed(&self, tokens: Vec<u32>, parts: Parts) -> Scored {
         Scored {
             score: parts.score + self.options.penalty * (tokens.len() + 1) as f64,
             tokens,
-            attention: self.decoder.is_some().then_some(parts.attention),
+            attention: self.has_decoder.then_some(parts.attention),
             ctc: self.ctc.is_some().then_some(parts.ctc),
-            language_model: self.language_model.is_some().then_some(parts.language_model),
+            language_model: self.has_language_model.then_some(parts.language_model),
         }
     }
 
     /// The best `beam` extensions of all hypotheses, which have `length` labels, and what CTC needs to go on from them.
-    fn extend(&mut self, live: &[Live], length: usize) -> Result<(Vec<Candidate>, Vec<Extension>)> {
-        let prefixes: Vec<&[u32]> = live.iter().map(|hypothesis| hypothesis.tokens.as_slice()).collect();
-        let count = self.symbols.count;
-        let attention = predicted(&mut self.decoder, &prefixes, count)?;
-        let language_model = predicted(&mut self.language_model, &prefixes, count)?;
-        let is_pruned = self.decoder.is_some() && self.ctc.is_some();
-        let mut found = self.candidates(live, length, &attention, &language_model, is_pruned);
+    fn extend(
+        &self,
+        length: usize,
+        attention: Option<Rows>,
+        fluency: Option<Rows>,
+    ) -> (Vec<Candidate>, Vec<Extension>) {
+        let is_pruned = self.has_decoder && self.ctc.is_some();
+        let mut found = self.candidates(length, attention, fluency, is_pruned);
         if found.0.is_empty() && is_pruned {
             // What the decoder likes best may have no room left in the frames; something else has.
-            found = self.candidates(live, length, &attention, &language_model, false);
+            found = self.candidates(length, attention, fluency, false);
         }
         keep_best(&mut found.0, self.options.beam, Candidate::rank);
-        Ok(found)
+        found
     }
 
     /// Every extension that has a probability, of those that are proposed.
     fn candidates(
         &self,
-        live: &[Live],
         length: usize,
-        attention: &Option<Vec<f32>>,
-        language_model: &Option<Vec<f32>>,
+        attention: Option<Rows>,
+        language_model: Option<Rows>,
         is_pruned: bool,
     ) -> (Vec<Candidate>, Vec<Extension>) {
-        let count = self.symbols.count;
         let mut candidates = Vec::new();
         let mut extensions = Vec::new();
-        for (parent, hypothesis) in live.iter().enumerate() {
-            let row = |scores: &Option<Vec<f32>>, token: u32| {
-                scores.as_ref().map_or(0.0, |scores| f64::from(scores[parent * count + token as usize]))
-            };
+        for (parent, hypothesis) in self.live.iter().enumerate() {
+            let row = |rows: Option<Rows>, token: u32| rows.map_or(0.0, |rows| rows.at(parent, token));
             let tokens = self.proposed(length, is_pruned, |token| row(attention, token));
             let extension = match (&self.ctc, &hypothesis.state) {
                 (Some(ctc), Some(state)) => Some(ctc.extend(state, &hypothesis.tokens[1..], &tokens)),
@@ -389,7 +454,7 @@ impl<'a> Search<'a> {
         }
         let mut tokens: Vec<u32> =
             (1..self.symbols.count as u32).filter(|&token| token != end || length >= self.least).collect();
-        if self.decoder.is_some() {
+        if self.has_decoder {
             tokens.retain(|&token| attention(token) > NEVER);
             if is_pruned {
                 let most = (3 * self.options.beam / 2).max(1);
@@ -412,12 +477,13 @@ fn keep_best<T>(all: &mut Vec<T>, most: usize, rank: impl Fn(&T, &T) -> Ordering
 
 /// ln p [hypotheses, symbols], if there is a model.
 fn predicted(
-    model: &mut Option<Box<dyn Predictor + Send + '_>>,
+    model: &mut Option<Box<dyn Predictor + '_>>,
+    of: &[usize],
     hypotheses: &[&[u32]],
     symbols: usize,
 ) -> Result<Option<Vec<f32>>> {
     let Some(model) = model else { return Ok(None) };
-    let scores = model.step(hypotheses)?;
+    let scores = model.step(of, hypotheses)?;
     if scores.len() != hypotheses.len() * symbols {
         let problem = format!("{} scores are not those of {} hypotheses", scores.len(), hypotheses.len());
         return Err(Error::operation(NAME, problem).remedy("Give them as [hypotheses, symbols]"));

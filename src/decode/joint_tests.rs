@@ -14,29 +14,42 @@ fn following(seed: u64, prefix: &[u32]) -> Vec<f32> {
     logits.iter().map(|logit| (logit - sum.ln()) as f32).collect()
 }
 
-/// A decoder with states of its own, which fails if they are not those of the hypotheses that it is given.
+/// A decoder with states of its own, which fails if they are not those of the hypotheses that it is given. Every utterance has its own seed.
 struct Toy {
-    seed: u64,
-    states: Vec<Vec<u32>>,
+    seeds: Vec<u64>,
+    states: Vec<(usize, Vec<u32>)>,
 }
 
-fn toy<'a>(seed: u64) -> Option<Box<dyn Predictor + Send + 'a>> {
-    Some(Box::new(Toy { seed, states: vec![Vec::new()] }))
+fn toys<'a>(seeds: impl IntoIterator<Item = u64>) -> Option<Box<dyn Predictor + 'a>> {
+    let seeds: Vec<u64> = seeds.into_iter().collect();
+    let states = (0..seeds.len()).map(|utterance| (utterance, Vec::new())).collect();
+    Some(Box::new(Toy { seeds, states }))
+}
+
+fn toy<'a>(seed: u64) -> Option<Box<dyn Predictor + 'a>> {
+    toys([seed])
 }
 
 impl Predictor for Toy {
-    fn step(&mut self, hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
+    fn step(&mut self, of: &[usize], hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
         assert_eq!(self.states.len(), hypotheses.len());
-        for (state, hypothesis) in self.states.iter_mut().zip(hypotheses) {
+        for (((utterance, state), hypothesis), of) in self.states.iter_mut().zip(hypotheses).zip(of) {
             state.push(*hypothesis.last().unwrap());
-            assert_eq!(state, hypothesis);
+            assert_eq!((&*state, &*utterance), (&hypothesis.to_vec(), of));
         }
-        Ok(hypotheses.iter().flat_map(|hypothesis| following(self.seed, hypothesis)).collect())
+        let seeds = of.iter().map(|&utterance| self.seeds[utterance]);
+        Ok(seeds.zip(hypotheses).flat_map(|(seed, hypothesis)| following(seed, hypothesis)).collect())
     }
 
-    fn select(&mut self, parents: &[usize]) {
+    fn select(&mut self, parents: &[usize]) -> Result<()> {
         self.states = parents.iter().map(|&parent| self.states[parent].clone()).collect();
+        Ok(())
     }
+}
+
+/// The search of one utterance.
+fn joint_beam(utterance: Utterance, models: Models, options: &JointOptions) -> Result<Vec<Scored>> {
+    Ok(joint_beams(&[utterance], models, SYMBOLS, options)?.remove(0))
 }
 
 /// Every sequence of at most `most` labels, with ln p of the toy.
@@ -60,8 +73,8 @@ fn wide() -> JointOptions {
 }
 
 fn decode(seed: u64, frames: usize, scores: &[f32], options: &JointOptions) -> Result<Vec<Scored>> {
-    let utterance = Utterance { frames, ctc: Some(scores), decoder: toy(seed), language_model: toy(seed + 100) };
-    joint_beam(utterance, SYMBOLS, options)
+    let models = Models { decoder: toy(seed), language_model: toy(seed + 100) };
+    joint_beam(Utterance { frames, ctc: Some(scores) }, models, options)
 }
 
 #[test]
@@ -174,32 +187,46 @@ fn the_search_ends_when_three_lengths_are_hopeless() {
     // A decoder that is sure to end at once stops after a few steps, not after as many as there are frames.
     struct Sure(usize);
     impl Predictor for &mut Sure {
-        fn step(&mut self, hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
+        fn step(&mut self, _: &[usize], hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
             self.0 += 1;
             Ok(hypotheses.iter().flat_map(|_| [-99.0, -20.0, -20.0, -20.0, 0.0]).collect())
         }
-        fn select(&mut self, _: &[usize]) {}
+        fn select(&mut self, _: &[usize]) -> Result<()> {
+            Ok(())
+        }
     }
     let mut sure = Sure(0);
-    let utterance = Utterance { frames: 500, ctc: None, decoder: Some(Box::new(&mut sure)), language_model: None };
+    let models = Models { decoder: Some(Box::new(&mut sure)), language_model: None };
     let options = JointOptions { ctc_weight: 0.0, ..JointOptions::default() };
-    assert!(joint_beam(utterance, SYMBOLS, &options).unwrap()[0].tokens.is_empty());
+    assert!(joint_beam(Utterance { frames: 500, ctc: None }, models, &options).unwrap()[0].tokens.is_empty());
     assert!(sure.0 < 6, "{} steps", sure.0);
 }
 
 #[test]
-fn many_utterances_have_the_results_that_each_has_alone() {
+fn many_utterances_have_the_results_that_each_has_alone_in_one_step_for_each_label() {
     let scores: Vec<Vec<f32>> = (0..9).map(|seed| logits(seed, 1 + seed as usize, COUNT, false)).collect();
     let options = JointOptions { beam: 4, n_best: 3, ..JointOptions::default() };
-    let utterance = |seed: usize| Utterance {
-        frames: 1 + seed,
-        ctc: Some(&scores[seed]),
-        decoder: toy(seed as u64),
-        language_model: None,
-    };
-    let together = joint_beams((0..9).map(utterance).collect(), SYMBOLS, &options);
+    let utterance = |seed: usize| Utterance { frames: 1 + seed, ctc: Some(&scores[seed]) };
+    struct Counted<'a>(Box<dyn Predictor + 'a>, &'a std::cell::Cell<usize>);
+    impl Predictor for Counted<'_> {
+        fn step(&mut self, of: &[usize], hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
+            self.1.set(self.1.get() + 1);
+            self.0.step(of, hypotheses)
+        }
+        fn select(&mut self, parents: &[usize]) -> Result<()> {
+            self.0.select(parents)
+        }
+    }
+    let steps = std::cell::Cell::new(0);
+    let utterances: Vec<Utterance> = (0..9).map(utterance).collect();
+    let decoder = Box::new(Counted(toys(0..9).unwrap(), &steps));
+    let models = Models { decoder: Some(decoder), language_model: None };
+    let together = joint_beams(&utterances, models, SYMBOLS, &options).unwrap();
+    // As many as the longest has labels, and one for its end, at most.
+    assert!(steps.get() <= 10, "{}", steps.get());
     for (seed, found) in together.into_iter().enumerate() {
-        assert_eq!(found.unwrap(), joint_beam(utterance(seed), SYMBOLS, &options).unwrap());
+        let models = Models { decoder: toy(seed as u64), language_model: None };
+        assert_eq!(found, joint_beam(utterance(seed), models, &options).unwrap());
     }
 }
 
@@ -224,6 +251,7 @@ fn impossible_options_are_errors_naming_the_option() {
         (JointOptions { min_length_ratio: -1.0, ..good }, "--min-length-ratio"),
         (JointOptions { min_length_ratio: 0.9, max_length_ratio: 0.5, ..good }, "--max-length-ratio 0.5"),
         (JointOptions { penalty: f64::INFINITY, ..good }, "--penalty"),
+        (JointOptions { language_model_weight: -0.5, ..good }, "--lm-weight: is -0.5"),
     ];
     for (options, part) in cases {
         let error = decode(1, 2, &logits(1, 2, COUNT, false), &options).unwrap_err().to_string();
@@ -235,9 +263,9 @@ fn impossible_options_are_errors_naming_the_option() {
 fn what_is_missing_or_is_no_number_is_an_error() {
     let scores = logits(1, 2, COUNT, false);
     let with = |ctc: Option<&[f32]>, decoder, ctc_weight| {
-        let utterance = Utterance { frames: 2, ctc, decoder, language_model: None };
+        let models = Models { decoder, language_model: None };
         let options = JointOptions { ctc_weight, ..JointOptions::default() };
-        joint_beam(utterance, SYMBOLS, &options).map_err(|error| error.to_string())
+        joint_beam(Utterance { frames: 2, ctc }, models, &options).map_err(|error| error.to_string())
     };
     assert!(with(None, toy(1), 0.5).unwrap_err().contains("no scores of CTC"));
     assert!(with(Some(&scores), None, 0.5).unwrap_err().contains("no attention decoder"));
@@ -249,28 +277,32 @@ fn what_is_missing_or_is_no_number_is_an_error() {
 
     struct Broken;
     impl Predictor for Broken {
-        fn step(&mut self, hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
+        fn step(&mut self, _: &[usize], hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
             Ok(vec![f32::NAN; hypotheses.len() * COUNT])
         }
-        fn select(&mut self, _: &[usize]) {}
+        fn select(&mut self, _: &[usize]) -> Result<()> {
+            Ok(())
+        }
     }
     assert!(with(Some(&scores), Some(Box::new(Broken)), 0.5).unwrap_err().contains("not finite"));
     struct Impossible;
     impl Predictor for Impossible {
-        fn step(&mut self, hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
+        fn step(&mut self, _: &[usize], hypotheses: &[&[u32]]) -> Result<Vec<f32>> {
             Ok(vec![f32::NEG_INFINITY; hypotheses.len() * COUNT])
         }
-        fn select(&mut self, _: &[usize]) {}
+        fn select(&mut self, _: &[usize]) -> Result<()> {
+            Ok(())
+        }
     }
-    assert!(with(Some(&scores), Some(Box::new(Impossible)), 0.5).unwrap_err().contains("the probability 0"));
+    assert_eq!(with(Some(&scores), Some(Box::new(Impossible)), 0.5).unwrap(), []);
 }
 
 #[test]
 fn an_n_best_list_is_json_with_text_and_every_score() {
     let scores = logits(2, 4, COUNT, false);
     let options = JointOptions { n_best: 2, ..JointOptions::default() };
-    let utterance = Utterance { frames: 4, ctc: Some(&scores), decoder: toy(2), language_model: None };
-    let found = joint_beam(utterance, SYMBOLS, &options).unwrap();
+    let models = Models { decoder: toy(2), language_model: None };
+    let found = joint_beam(Utterance { frames: 4, ctc: Some(&scores) }, models, &options).unwrap();
     let list =
         NBest::new("fash-an251-b", found.clone(), |tokens| "_ABC".get(..=tokens.len()).unwrap_or("").to_string());
     let json = serde_json::to_value(&list).unwrap();

@@ -10,7 +10,7 @@ mod prefix_beam;
 mod prefix_score;
 
 pub use greedy::greedy;
-pub use joint::{JointOptions, NBest, Predictor, Scored, joint_beam, joint_beams};
+pub use joint::{JointOptions, Models, NBest, Predictor, Scored, Symbols, Utterance, joint_beams};
 pub use prefix_beam::prefix_beam;
 
 use crate::error::{Error, Result};

@@ -1,9 +1,10 @@
 //! The recognisers that a recipe can name, as one type.
 
+use crate::decode::Predictor;
 use crate::error::Result;
 use crate::models::blstm_ctc::BlstmCtc;
 use crate::models::ctc_attention::CtcAttention;
-use crate::models::recogniser::{Loss, Recogniser};
+use crate::models::recogniser::{Encoded, Loss, Recogniser};
 use crate::models::transformer::Transformer;
 use crate::models::{Network, Structure};
 use crate::nn::Parameters;
@@ -81,15 +82,27 @@ impl Recogniser for AnyRecogniser {
         on!(self, model => model.ctc_logits(tape, parameters, hidden, sequences, masks))
     }
 
-    fn loss(
+    fn loss_of(
         &self,
         tape: &mut Tape,
         parameters: &Parameters,
-        features: Var,
-        sequences: &Sequences,
+        encoded: Encoded,
         labels: &[Vec<u32>],
         masks: Option<&MaskKey>,
     ) -> Result<Loss> {
-        on!(self, model => model.loss(tape, parameters, features, sequences, labels, masks))
+        on!(self, model => model.loss_of(tape, parameters, encoded, labels, masks))
+    }
+
+    fn sentence_end(&self) -> Option<u32> {
+        on!(self, model => model.sentence_end())
+    }
+
+    fn predictor<'a>(
+        &'a self,
+        parameters: &'a Parameters,
+        hidden: &Var,
+        sequences: &Sequences,
+    ) -> Result<Option<Box<dyn Predictor + 'a>>> {
+        on!(self, model => model.predictor(parameters, hidden, sequences))
     }
 }

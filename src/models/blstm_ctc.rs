@@ -6,7 +6,7 @@
 use crate::error::Result;
 use crate::models::blstm_encoder::{BlstmEncoder, EncoderSizes};
 use crate::models::declaring::Declaring;
-use crate::models::recogniser::{Loss, Recogniser, UtteranceLosses};
+use crate::models::recogniser::{Encoded, Loss, Recogniser, UtteranceLosses};
 use crate::models::{Network, Structure};
 use crate::nn::{Linear, Parameters};
 use crate::ops;
@@ -132,17 +132,14 @@ impl Recogniser for BlstmCtc {
         self.softmax.forward(tape, parameters, hidden)
     }
 
-    fn loss(
+    fn loss_of(
         &self,
         tape: &mut Tape,
-        parameters: &Parameters,
-        features: Var,
-        sequences: &Sequences,
+        _: &Parameters,
+        Encoded { hidden, logits, sequences }: Encoded,
         labels: &[Vec<u32>],
-        masks: Option<&MaskKey>,
+        _: Option<&MaskKey>,
     ) -> Result<Loss> {
-        let (hidden, sequences) = self.encode(tape, parameters, features, sequences, masks)?;
-        let logits = self.softmax.forward(tape, parameters, &hidden)?;
         drop(hidden);
         let scale = 1.0 / labels.len().max(1) as f32;
         let CtcOutput { loss, losses, feasible } = ops::ctc::ctc(tape, &logits, &sequences, labels, scale)?;

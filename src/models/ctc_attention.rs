@@ -6,10 +6,13 @@
 //! decoder with its attention, and both softmax layers together: the papers' top cut. The last symbol begins and ends a transcript. Decoder and
 //! CTC softmax have ESPnet's names.
 
+use crate::decode::Predictor;
+use crate::device::Backend;
 use crate::error::{Error, Result};
 use crate::models::blstm_encoder::{BlstmEncoder, EncoderSizes};
 use crate::models::declaring::Declaring;
-use crate::models::recogniser::{Loss, Recogniser, Teaching, UtteranceLosses, WeightedLosses};
+use crate::models::predictors::AttentionPredictor;
+use crate::models::recogniser::{Encoded, Loss, Recogniser, Teaching, UtteranceLosses, WeightedLosses};
 use crate::models::{Network, Structure};
 use crate::nn::initialization::Role;
 use crate::nn::{Embedding, Linear, ParameterSpec, Parameters};
@@ -39,6 +42,8 @@ pub struct Sizes {
     pub ctc_weight: f64,
     /// Of the decoder's labels, over the symbols as `unigrams` has them; in training only.
     pub label_smoothing: f64,
+    /// In training the decoder reads, with this probability, the symbol that it found likeliest itself instead of the true one.
+    pub scheduled_sampling: f64,
     /// `[symbols]`, adds up to 1; none: all alike.
     pub unigrams: Option<Arc<[f32]>>,
     /// With the blank and the end of a transcript.
@@ -239,6 +244,52 @@ impl CtcAttention {
         })
     }
 
+    /// What the decoder reads in a training with scheduled sampling (Bengio et al., 2015; ESPnet's `sampling-probability`, which draws once for a step
+    /// of a batch): each symbol behind the first is, with the sampling's probability, the likeliest one after those that were read before it. The
+    /// decoder is run step by step for that, without gradient; what it reads then is data.
+    fn sampled(
+        &self,
+        parameters: &Parameters,
+        hidden: &Var,
+        frames: &Sequences,
+        Teaching { of, sequences, tokens, .. }: &Teaching,
+        key: &MaskKey,
+    ) -> Result<Vec<u32>> {
+        let device = hidden.tensor().device();
+        if let Backend::Cuda(_) = device.backend() {
+            let problem = "chooses symbols on the host, between two steps of the decoder";
+            return Err(Error::key("model.scheduled_sampling", problem).remedy("Use 0, or --device cpu"));
+        }
+        let draws = key.generator("dec.embed sampling");
+        let reads_own = |utterance: usize, time: usize| {
+            let word = draws.block([utterance as u32, time as u32, 0, key.step])[0];
+            f64::from(word) < self.sizes.scheduled_sampling * 4_294_967_296.0
+        };
+        let memory = self.remember(parameters, hidden, frames)?;
+        let mut read = tokens.clone();
+        let mut before: Option<(Vec<f32>, State)> = None;
+        for time in 0..sequences.steps() {
+            let (first, active) = (sequences.offsets()[time], sequences.active(time));
+            if let Some((logits, _)) = &before {
+                for n in (0..active).filter(|&n| reads_own(of[n], time)) {
+                    read[first + n] = likeliest(&logits[n * self.sizes.symbols..][..self.sizes.symbols]);
+                }
+            }
+            let state = match before {
+                Some((_, state)) => {
+                    let was = sequences.active(time - 1);
+                    Some(self.select(&memory, &state, &of[..was], &(0..active).collect::<Vec<_>>())?)
+                }
+                None => None,
+            };
+            let (logits, state) =
+                self.step(parameters, &memory, state.as_ref(), &of[..active], &read[first..first + active])?;
+            // A device that computes nothing has no symbols and no states to go on from.
+            before = device.computes().then(|| (logits.to_vec(), state));
+        }
+        Ok(read)
+    }
+
     /// The part of the prior and the factor on the cross entropies whose gradient is ESPnet's.
     fn smoothing_and_scale(&self, tokens: usize, utterances: usize, trains: bool) -> (f32, f32) {
         let (tokens, utterances) = (tokens.max(1) as f64, utterances.max(1) as f64);
@@ -248,6 +299,12 @@ impl CtcAttention {
         let both = of_labels + of_prior;
         (if both > 0.0 { (of_prior / both) as f32 } else { 0.0 }, both as f32)
     }
+}
+
+/// The first of the largest.
+fn likeliest(logits: &[f32]) -> u32 {
+    (0..logits.len()).reduce(|best, symbol| if logits[symbol] > logits[best] { symbol } else { best }).unwrap_or(0)
+        as u32
 }
 
 impl Recogniser for CtcAttention {
@@ -285,21 +342,21 @@ impl Recogniser for CtcAttention {
         self.ctc.forward(tape, parameters, hidden)
     }
 
-    fn loss(
+    fn loss_of(
         &self,
         tape: &mut Tape,
         parameters: &Parameters,
-        features: Var,
-        sequences: &Sequences,
+        Encoded { hidden, logits, sequences }: Encoded,
         labels: &[Vec<u32>],
         masks: Option<&MaskKey>,
     ) -> Result<Loss> {
-        let (hidden, sequences) = self.encode(tape, parameters, features, sequences, masks)?;
-        let logits = self.ctc_logits(tape, parameters, &hidden, &sequences, masks)?;
         let (of_ctc, of_decoder) = (self.sizes.ctc_weight, 1.0 - self.sizes.ctc_weight);
         let share = (of_ctc / labels.len().max(1) as f64) as f32;
         let ctc = ops::ctc::ctc(tape, &logits, &sequences, labels, share)?;
         let mut teaching = Teaching::new(labels, self.end())?;
+        if let Some(key) = masks.filter(|_| self.sizes.scheduled_sampling > 0.0) {
+            teaching.tokens = self.sampled(parameters, &hidden, &sequences, &teaching, key)?;
+        }
         let Teaching { of, sequences: packed, tokens, .. } = &teaching;
         let predicted = self.decode(tape, parameters, (&hidden, &sequences), tokens, packed, of)?;
         drop(hidden);
@@ -318,5 +375,17 @@ impl Recogniser for CtcAttention {
             WeightedLosses { weight: of_decoder, losses: decoder.losses, of: Some(teaching.utterances) },
         ]);
         Ok(Loss { loss, losses, feasible: ctc.feasible, logits, sequences })
+    }
+    fn sentence_end(&self) -> Option<u32> {
+        Some(self.end())
+    }
+
+    fn predictor<'a>(
+        &'a self,
+        parameters: &'a Parameters,
+        hidden: &Var,
+        sequences: &Sequences,
+    ) -> Result<Option<Box<dyn Predictor + 'a>>> {
+        Ok(Some(Box::new(AttentionPredictor::new(self, parameters, hidden, sequences)?)))
     }
 }

@@ -6,6 +6,7 @@ pub mod blstm_encoder;
 pub mod ctc_attention;
 mod declaring;
 pub mod lstm_lm;
+pub mod predictors;
 pub mod recogniser;
 pub mod transformer;
 

@@ -1,5 +1,6 @@
 //! What every speech recogniser can do for whoever trains it, scores it or decodes with it.
 
+use crate::decode::Predictor;
 use crate::error::Result;
 use crate::models::Network;
 use crate::nn::Parameters;
@@ -56,7 +57,52 @@ pub trait Recogniser: Network {
         sequences: &Sequences,
         labels: &[Vec<u32>],
         masks: Option<&MaskKey>,
+    ) -> Result<Loss> {
+        let (hidden, sequences) = self.encode(tape, parameters, features, sequences, masks)?;
+        let logits = self.ctc_logits(tape, parameters, &hidden, &sequences, masks)?;
+        self.loss_of(tape, parameters, Encoded { hidden, logits, sequences }, labels, masks)
+    }
+
+    /// The same of what is encoded.
+    ///
+    /// # Errors
+    /// As [`Recogniser::loss`].
+    fn loss_of(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        encoded: Encoded,
+        labels: &[Vec<u32>],
+        masks: Option<&MaskKey>,
     ) -> Result<Loss>;
+
+    /// The symbol that begins and ends a transcript; none: there is no decoder.
+    fn sentence_end(&self) -> Option<u32> {
+        None
+    }
+
+    /// The decoder, as a search asks it about the utterances of a batch; none: there is none.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the device cannot compute it.
+    fn predictor<'a>(
+        &'a self,
+        _parameters: &'a Parameters,
+        _hidden: &Var,
+        _sequences: &Sequences,
+    ) -> Result<Option<Box<dyn Predictor + 'a>>> {
+        Ok(None)
+    }
+}
+
+/// A batch as CTC softmax and decoder see it.
+#[derive(Clone)]
+pub struct Encoded {
+    /// What [`Recogniser::encode`] gave, `[R', D]`.
+    pub hidden: Var,
+    /// Of the CTC softmax, `[R', V]`.
+    pub logits: Var,
+    pub sequences: Sequences,
 }
 
 /// What the loss of a batch came to.

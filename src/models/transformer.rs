@@ -10,10 +10,12 @@
 //! decoder layer (the first with the embedding, the last with the norm behind it), and both softmax layers together: the papers' top cut.
 //! Tensors have ESPnet v1's names. The last symbol begins and ends a transcript.
 
+use crate::decode::Predictor;
 use crate::device::{Backend, Category};
 use crate::error::{Error, Result};
 use crate::models::declaring::Declaring;
-use crate::models::recogniser::{Loss, Recogniser, Teaching, UtteranceLosses, WeightedLosses};
+use crate::models::predictors::TransformerPredictor;
+use crate::models::recogniser::{Encoded, Loss, Recogniser, Teaching, UtteranceLosses, WeightedLosses};
 use crate::models::{Network, Structure};
 use crate::nn::{Attention, Convolution, Embedding, LayerNorm, Linear, ParameterSpec, Parameters};
 use crate::ops;
@@ -496,17 +498,14 @@ impl Recogniser for Transformer {
         self.ctc.forward(tape, parameters, &hidden)
     }
 
-    fn loss(
+    fn loss_of(
         &self,
         tape: &mut Tape,
         parameters: &Parameters,
-        features: Var,
-        sequences: &Sequences,
+        Encoded { hidden, logits, sequences }: Encoded,
         labels: &[Vec<u32>],
         masks: Option<&MaskKey>,
     ) -> Result<Loss> {
-        let (hidden, sequences) = self.encode(tape, parameters, features, sequences, masks)?;
-        let logits = self.ctc_logits(tape, parameters, &hidden, &sequences, masks)?;
         let (of_ctc, of_decoder) = (self.sizes.ctc_weight, 1.0 - self.sizes.ctc_weight);
         let share = |weight: f64| (weight / labels.len().max(1) as f64) as f32;
         let ctc = ops::ctc::ctc(tape, &logits, &sequences, labels, share(of_ctc))?;
@@ -530,5 +529,17 @@ impl Recogniser for Transformer {
             WeightedLosses { weight: of_decoder, losses: decoder.losses, of: Some(teaching.utterances) },
         ]);
         Ok(Loss { loss, losses, feasible: ctc.feasible, logits, sequences })
+    }
+    fn sentence_end(&self) -> Option<u32> {
+        Some(self.end())
+    }
+
+    fn predictor<'a>(
+        &'a self,
+        parameters: &'a Parameters,
+        hidden: &Var,
+        sequences: &Sequences,
+    ) -> Result<Option<Box<dyn Predictor + 'a>>> {
+        Ok(Some(Box::new(TransformerPredictor::new(self, parameters, hidden, sequences)?)))
     }
 }

@@ -8,6 +8,7 @@ use super::form;
 use super::source::Source;
 use super::*;
 use crate::data::augment::{Fill, MaskRule};
+use crate::data::tokens::read_non_linguistic;
 
 pub fn build(source: &Source, folder: &Path) -> Result<Recipe> {
     let kind = source.choice("data.kind")?;
@@ -91,14 +92,15 @@ fn data(source: &Source, folder: &Path, kind: DataKind) -> Result<Data> {
     })
 }
 
-fn non_linguistic(source: &Source, folder: &Path, kind: DataKind) -> Result<NonLinguistic> {
+/// A file is read here, so that a run keeps what it says.
+fn non_linguistic(source: &Source, folder: &Path, kind: DataKind) -> Result<Vec<String>> {
     const KEY: &str = "data.non_linguistic";
     if kind == DataKind::Text {
-        return Ok(NonLinguistic::List(Vec::new()));
+        return Ok(Vec::new());
     }
     match source.required(KEY, |value| Some(value.clone()))? {
-        Value::String(path) => resolve(source, KEY, folder, &path).map(NonLinguistic::File),
-        list => Ok(NonLinguistic::List(form::texts(&list).unwrap_or_default())),
+        Value::String(path) => read_non_linguistic(&resolve(source, KEY, folder, &path)?),
+        list => Ok(form::texts(&list).unwrap_or_default()),
     }
 }
 
@@ -253,6 +255,7 @@ fn recogniser(source: &Source) -> Result<Model> {
         decoder_units: source.whole("model.decoder_units")?,
         ctc_weight: source.number("model.ctc_weight")?,
         label_smoothing: source.number("model.label_smoothing")?,
+        scheduled_sampling: source.number("model.scheduled_sampling")?,
     }))
 }
 

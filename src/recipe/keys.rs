@@ -105,7 +105,7 @@ pub const KEYS: &[Key] = &[
         "data.non_linguistic",
         Symbols,
         Value("[]"),
-        "Symbols such as <NOISE> that are never split; a file has one a line",
+        "Symbols such as <NOISE> that are never split, and that CER and WER leave out (ESPnet's --nlsyms); a file has one a line",
     ),
     with(TEXT, "data.tokens", Choice(&["char", "word"]), Value("\"word\""), "What a label is"),
     key(
@@ -340,6 +340,13 @@ pub const KEYS: &[Key] = &[
         Number(Interval::from(0.0).below(1.0)),
         Value("0.0"),
         "Part of a label's probability that the decoder's training gives to all symbols as they are frequent in the training set",
+    ),
+    with(
+        CTC_ATTENTION,
+        "model.scheduled_sampling",
+        Number(Interval::from(0.0).to(1.0)),
+        Value("0.0"),
+        "Probability that the decoder reads in training what it found likeliest itself instead of the true symbol (ESPnet's sampling-probability); on the CPU",
     ),
     with(TRANSFORMER, "model.encoder_layers", Whole(1, 1000), Required, "Layers of the encoder"),
     with(TRANSFORMER, "model.decoder_layers", Whole(1, 1000), Required, "Layers of the decoder"),

@@ -102,19 +102,11 @@ pub struct Data {
     /// Speech with tokens "bpe": what splits words.
     #[serde(serialize_with = "path_or_empty")]
     pub pieces: Option<PathBuf>,
-    /// Speech: symbols that are never split.
-    pub non_linguistic: NonLinguistic,
+    /// Speech: symbols that are never split nor scored.
+    pub non_linguistic: Vec<String>,
     /// Speech; `None` for text.
     pub cmvn: Cmvn,
     pub subset: Subset,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum NonLinguistic {
-    /// One symbol a line.
-    File(PathBuf),
-    List(Vec<String>),
 }
 
 /// The part of the training set to train on.
@@ -223,6 +215,8 @@ pub struct CtcAttention {
     /// Of the CTC loss; the rest is the decoder's.
     pub ctc_weight: f64,
     pub label_smoothing: f64,
+    /// Probability that the decoder reads its own symbol in training.
+    pub scheduled_sampling: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -20,7 +20,7 @@ pub struct ErrorCounts {
 }
 
 impl ErrorCounts {
-    /// Counts over any symbols, token ids for example.
+    /// Counts over any symbols: for CER, those of [`TokenList::characters`](crate::data::tokens::TokenList::characters).
     pub fn between<T: Eq>(reference: &[T], hypothesis: &[T]) -> Self {
         let counts = edit::count(reference, hypothesis);
         ErrorCounts {
@@ -30,13 +30,6 @@ impl ErrorCounts {
             deletions: counts.deletions as u64,
             insertions: counts.insertions as u64,
         }
-    }
-
-    /// For CER. Every character (Unicode scalar value) is a symbol, every single space too: two spaces in a row, or one at an
-    /// end, count as they stand. Where a token such as `<noise>` is one symbol, count tokens with [`ErrorCounts::between`].
-    pub fn characters(reference: &str, hypothesis: &str) -> Self {
-        let symbols = |text: &str| text.chars().collect::<Vec<char>>();
-        Self::between(&symbols(reference), &symbols(hypothesis))
     }
 
     /// For WER. Words are what stands between white space, however much of it.
@@ -91,12 +84,17 @@ impl Sum for ErrorCounts {
 mod tests {
     use super::*;
 
+    fn characters(reference: &str, hypothesis: &str) -> ErrorCounts {
+        let symbols = |text: &str| text.chars().collect::<Vec<char>>();
+        ErrorCounts::between(&symbols(reference), &symbols(hypothesis))
+    }
+
     #[test]
     fn spaces_are_symbols_of_the_character_error_rate() {
-        let counts = ErrorCounts::characters("GO ON", "GOON");
+        let counts = characters("GO ON", "GOON");
         assert_eq!(counts, ErrorCounts { reference: 5, correct: 4, deletions: 1, ..Default::default() });
         assert_eq!(counts.rate(), 20.0);
-        assert_eq!(ErrorCounts::characters("A B", "A  B ").insertions, 2);
+        assert_eq!(characters("A B", "A  B ").insertions, 2);
     }
 
     #[test]
@@ -124,6 +122,6 @@ mod tests {
 
     #[test]
     fn a_character_outside_ascii_is_one_symbol() {
-        assert_eq!(ErrorCounts::characters("ÄÖ", "AÖ").rate(), 50.0);
+        assert_eq!(characters("ÄÖ", "AÖ").rate(), 50.0);
     }
 }

@@ -8,9 +8,9 @@ use crate::data::kaldi::{DataFolder, Source};
 use crate::data::pieces::Pieces;
 use crate::data::speech::{FeatureMatrix, SpeechData};
 use crate::data::subset::Subset;
-use crate::data::tokens::{TokenList, Unit, read_non_linguistic};
+use crate::data::tokens::{TokenList, Unit};
 use crate::error::{Error, Result};
-use crate::recipe::{self, Batch, NonLinguistic, Recipe};
+use crate::recipe::{self, Batch, Recipe};
 use crate::train::progress::{Counted, Mode};
 use crate::train::run_folder::{self, RunFolder};
 use crate::train::task::token_unit as unit;
@@ -75,10 +75,11 @@ fn open_training_set(
 ) -> Result<(SpeechData, Frontend)> {
     let data = &recipe.data;
     let folder = DataFolder::open(&data.train)?;
-    let tokens = match &frontend {
+    let mut tokens = match &frontend {
         Some(frontend) => frontend.tokens.clone(),
         None => token_list(data, &folder)?,
     };
+    tokens.keep_whole(&data.non_linguistic);
     let features = match frontend.as_ref().and_then(|frontend| frontend.features.clone()) {
         Some(features) => Some(features),
         None => feature_options(recipe, &folder)?,
@@ -107,26 +108,17 @@ fn open_training_set(
     Ok((train, Frontend { tokens, normalization, features }))
 }
 
-fn non_linguistic(data: &recipe::Data) -> Result<Vec<String>> {
-    match &data.non_linguistic {
-        NonLinguistic::File(path) => read_non_linguistic(path),
-        NonLinguistic::List(symbols) => Ok(symbols.clone()),
-    }
-}
-
 /// The tokens that a recipe names, or that are made from the training set.
 fn token_list(data: &recipe::Data, folder: &DataFolder) -> Result<TokenList> {
     let unit = unit(data.tokens)?;
-    let whole = non_linguistic(data)?;
+    let whole = &data.non_linguistic;
     let named = data.token_list.as_ref().map(|path| TokenList::load(unit, path)).transpose()?;
-    let mut tokens = match (named, &data.pieces) {
-        (None, Some(pieces)) => TokenList::of_pieces(Arc::new(Pieces::load(pieces)?), &whole),
-        (None, None) => TokenList::from_transcripts(unit, &whole, folder.transcripts())?,
-        (Some(named), Some(pieces)) => named.with_pieces(Arc::new(Pieces::load(pieces)?))?,
-        (Some(named), None) => named,
-    };
-    tokens.keep_whole(&whole);
-    Ok(tokens)
+    match (named, &data.pieces) {
+        (None, Some(pieces)) => Ok(TokenList::of_pieces(Arc::new(Pieces::load(pieces)?), whole)),
+        (None, None) => TokenList::from_transcripts(unit, whole, folder.transcripts()),
+        (Some(named), Some(pieces)) => named.with_pieces(Arc::new(Pieces::load(pieces)?)),
+        (Some(named), None) => Ok(named),
+    }
 }
 
 impl Frontend {
@@ -160,10 +152,7 @@ impl Frontend {
         if tokens.unit() == Unit::Piece {
             tokens = tokens.with_pieces(Arc::new(Pieces::load(path(run_folder::PIECES))?))?;
         }
-        // Those of the list are known; a file with more of them need not exist any longer.
-        if let Ok(whole) = non_linguistic(&recipe.data) {
-            tokens.keep_whole(&whole);
-        }
+        tokens.keep_whole(&recipe.data.non_linguistic);
         let normalization = match recipe.data.cmvn {
             _ if path(run_folder::CMVN).is_file() => Normalization::Global(Cmvn::load(path(run_folder::CMVN))?),
             recipe::Cmvn::Utterance => Normalization::Utterance,

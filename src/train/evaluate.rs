@@ -3,38 +3,15 @@
 use crate::data::batch::BatchLimits;
 use crate::data::speech::SpeechData;
 use crate::data::tokens::TokenList;
-use crate::decode;
+use crate::decode::NBest;
 use crate::error::Result;
 use crate::models::recogniser::Recogniser;
 use crate::score::rate::ErrorCounts;
 use crate::train::learner::{Batch, Learner};
+use crate::train::recognise::{Decoder, recognise, transcript_of};
 use crate::train::record::{Scores, Transcript};
-use rayon::prelude::*;
 use std::sync::Arc;
-
-/// How logits become words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decoder {
-    Greedy,
-    /// CTC prefix beam search of this width.
-    Beam(usize),
-}
-
-impl Decoder {
-    /// The most likely labels, `logits: [T, V]`.
-    ///
-    /// # Errors
-    /// If the beam is empty.
-    pub fn decode(self, logits: &[f32], symbols: usize) -> Result<Vec<u32>> {
-        match self {
-            Decoder::Greedy => Ok(decode::greedy(logits, symbols)?.tokens),
-            Decoder::Beam(width) => {
-                let best = decode::prefix_beam(logits, symbols, width)?.into_iter().next();
-                Ok(best.map(|hypothesis| hypothesis.tokens).unwrap_or_default())
-            }
-        }
-    }
-}
+use std::time::{Duration, Instant};
 
 /// A data set's scores, and what was decoded, in the order of the utterances' ids.
 #[derive(Debug, Clone, Default)]
@@ -42,18 +19,19 @@ pub struct Evaluated {
     pub scores: Scores,
     pub characters: ErrorCounts,
     pub words: ErrorCounts,
+    /// As they are scored: without non-linguistic symbols.
     pub transcripts: Vec<Transcript>,
     /// The utterances whose labels do not fit their frames: they have no loss, but are decoded and scored.
     pub infeasible: Vec<String>,
     /// The utterances for which the model's output is not finite, since its training diverged: nothing is decoded, and no rate is
     /// given for the set.
     pub not_finite: Vec<String>,
-}
-
-/// What tokens stand for. The symbol that ends a transcript stands for nothing.
-pub fn transcript_of(decoded: &[u32], tokens: &TokenList) -> String {
-    let spoken: Vec<u32> = decoded.iter().copied().filter(|&token| (token as usize) < tokens.len()).collect();
-    tokens.decode(&spoken)
+    /// What a beam search found of every utterance.
+    pub n_best: Vec<NBest>,
+    /// Frames of features that were decoded.
+    pub frames: u64,
+    /// What encoder, CTC softmax and search took: neither features nor the loss.
+    pub decoding: Duration,
 }
 
 /// Evaluates all of `data`. `after_batch` hears how many utterances are done.
@@ -65,46 +43,45 @@ pub fn evaluate<M: Recogniser + Sync>(
     data: &Arc<SpeechData>,
     tokens: &TokenList,
     limits: BatchLimits,
-    decoder: Decoder,
+    decoder: Decoder<'_>,
     mut after_batch: impl FnMut(usize),
 ) -> Result<Evaluated> {
-    let symbols = learner.model().symbols();
-    let mut decoded: Vec<(usize, Transcript)> = Vec::with_capacity(data.utterances().len());
+    let mut decoded: Vec<(usize, Transcript, Option<NBest>)> = Vec::with_capacity(data.utterances().len());
     let mut losses = vec![None; data.utterances().len()];
     let mut finite = vec![true; data.utterances().len()];
+    let (mut frames, mut decoding) = (0, Duration::ZERO);
+    let keeps_lists = !matches!(decoder, Decoder::Greedy);
     for batch in data.prefetch(data.plan(limits)?.batches().to_vec(), 0)? {
         let batch = batch?;
         let (ids, indices) = (batch.ids.clone(), batch.utterance_indices.clone());
-        let evaluation = learner.evaluate(&Batch::from(batch))?;
-        for ((&index, &loss), &feasible) in indices.iter().zip(&evaluation.losses).zip(&evaluation.feasible) {
+        frames += batch.lengths.iter().sum::<usize>() as u64;
+        let batch = Batch::from(batch);
+        let began = Instant::now();
+        let encoded = learner.encode(&batch)?;
+        let found = recognise(learner, &encoded, &ids, tokens, decoder)?;
+        decoding += began.elapsed();
+        let (of_batch, feasible) = learner.losses(encoded, &batch.labels)?;
+        for ((&index, &loss), &feasible) in indices.iter().zip(&of_batch).zip(&feasible) {
             losses[index] = feasible.then_some(loss);
         }
-        let logits = evaluation.logits.host();
-        let transcribe = |sequence: usize| {
-            let logits = evaluation.sequences.unpack(sequence, &logits, symbols);
-            let is_finite = logits.iter().all(|logit| logit.is_finite());
-            let hypothesis = match is_finite {
-                true => transcript_of(&decoder.decode(&logits, symbols)?, tokens),
-                false => String::new(),
-            };
-            let index = indices[sequence];
-            let reference = data.utterances()[index].transcript.clone();
-            Ok((index, is_finite, Transcript { utterance: ids[sequence].clone(), reference, hypothesis }))
-        };
-        let transcripts: Vec<Result<_>> = (0..ids.len()).into_par_iter().map(transcribe).collect();
-        for transcript in transcripts {
-            let (index, is_finite, transcript) = transcript?;
-            finite[index] = is_finite;
-            decoded.push((index, transcript));
+        for ((&index, id), found) in indices.iter().zip(&ids).zip(found) {
+            finite[index] = found.is_some();
+            let found = found.unwrap_or_default();
+            let hypothesis = found.first().map_or_else(String::new, |best| transcript_of(&best.tokens, tokens));
+            let (reference, hypothesis) =
+                (tokens.scored(&data.utterances()[index].transcript), tokens.scored(&hypothesis));
+            let list = keeps_lists.then(|| NBest::new(id, found, |decoded| transcript_of(decoded, tokens)));
+            decoded.push((index, Transcript { utterance: id.clone(), reference, hypothesis }, list));
         }
         after_batch(ids.len());
     }
-    decoded.sort_by_key(|(index, _)| *index);
+    decoded.sort_by_key(|(index, ..)| *index);
 
-    let transcripts: Vec<Transcript> = decoded.into_iter().map(|(_, transcript)| transcript).collect();
+    let n_best = decoded.iter_mut().filter_map(|(.., list)| list.take()).collect();
+    let transcripts: Vec<Transcript> = decoded.into_iter().map(|(_, transcript, _)| transcript).collect();
     let (mut characters, mut words) = (ErrorCounts::default(), ErrorCounts::default());
     for Transcript { reference, hypothesis, .. } in &transcripts {
-        characters += ErrorCounts::characters(reference, hypothesis);
+        characters += ErrorCounts::between(&tokens.characters(reference), &tokens.characters(hypothesis));
         words += ErrorCounts::words(reference, hypothesis);
     }
     let feasible: Vec<f64> = losses.iter().copied().flatten().collect();
@@ -123,5 +100,5 @@ pub fn evaluate<M: Recogniser + Sync>(
         perplexity: None,
     };
     let infeasible = infeasible.map(|(_, utterance)| utterance.id.clone()).collect();
-    Ok(Evaluated { scores, characters, words, transcripts, infeasible, not_finite })
+    Ok(Evaluated { scores, characters, words, transcripts, infeasible, not_finite, n_best, frames, decoding })
 }

@@ -7,7 +7,7 @@ use crate::device::{Category, Device};
 use crate::error::Result;
 use crate::models::Network;
 use crate::models::blstm_ctc::BlstmCtc;
-use crate::models::recogniser::{Loss, Recogniser, UtteranceLosses};
+use crate::models::recogniser::{Encoded, Loss, Recogniser, UtteranceLosses};
 use crate::nn::{Parameters, Scheme};
 use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
@@ -212,25 +212,34 @@ impl<M: Recogniser> Learner<M> {
     /// # Errors
     /// If a batch does not fit the model.
     pub fn evaluate(&self, batch: &Batch) -> Result<Evaluation> {
-        let mut tape = Tape::without_gradients(&self.device);
-        let features = self.upload(batch);
-        let Loss { losses, feasible, logits, sequences, .. } =
-            self.model.loss(&mut tape, &self.parameters, features, &batch.sequences, &batch.labels, None)?;
-        let losses = losses.read(feasible.len());
-        self.device.check()?;
-        Ok(Evaluation { logits: logits.tensor().clone(), sequences, losses, feasible })
+        let encoded = self.encode(batch)?;
+        let (logits, sequences) = (encoded.logits.tensor().clone(), encoded.sequences.clone());
+        let (losses, feasible) = self.losses(encoded, &batch.labels)?;
+        Ok(Evaluation { logits, sequences, losses, feasible })
     }
 
-    /// The logits of every kept frame, `[R', V]`, and how they are packed.
+    /// What CTC softmax and decoder see of a batch, without dropout and keeping nothing.
     ///
     /// # Errors
     /// If a batch does not fit the model.
-    pub fn logits(&self, batch: &Batch) -> Result<(Tensor, Sequences)> {
+    pub fn encode(&self, batch: &Batch) -> Result<Encoded> {
         let mut tape = Tape::without_gradients(&self.device);
         let features = self.upload(batch);
         let (hidden, sequences) = self.model.encode(&mut tape, &self.parameters, features, &batch.sequences, None)?;
         let logits = self.model.ctc_logits(&mut tape, &self.parameters, &hidden, &sequences, None)?;
-        Ok((logits.tensor().clone(), sequences))
+        Ok(Encoded { hidden, logits, sequences })
+    }
+
+    /// -ln p(labels) of every utterance, and whether it has one. Waits for a GPU.
+    ///
+    /// # Errors
+    /// If the labels do not fit the model.
+    pub fn losses(&self, encoded: Encoded, labels: &[Vec<u32>]) -> Result<(Vec<f64>, Vec<bool>)> {
+        let mut tape = Tape::without_gradients(&self.device);
+        let Loss { losses, feasible, .. } = self.model.loss_of(&mut tape, &self.parameters, encoded, labels, None)?;
+        let losses = losses.read(feasible.len());
+        self.device.check()?;
+        Ok((losses, feasible))
     }
 
     fn upload(&self, batch: &Batch) -> Var {

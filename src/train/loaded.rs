@@ -5,6 +5,7 @@ use crate::audio::{FeatureExtractor, FeatureOptions, read_audio, resample};
 use crate::data::BatchLimits;
 use crate::data::batch::pack;
 use crate::data::cmvn::Cmvn;
+use crate::decode::{NBest, Scored, Symbols};
 use crate::device::Device;
 use crate::error::{Error, Result, Subject};
 use crate::models::Network;
@@ -15,16 +16,19 @@ use crate::ops::sequences::Sequences;
 use crate::recipe::{Batch as BatchSection, DataKind, FrontEnd, Model, Recipe};
 use crate::train::checkpoint::load_weights;
 use crate::train::corpus::Frontend;
-use crate::train::evaluate::{Decoder, Evaluated, evaluate, transcript_of};
+use crate::train::evaluate::{Evaluated, evaluate};
 use crate::train::learner::{Batch, Learner};
+use crate::train::loaded_text::LoadedText;
 use crate::train::prepare::{model_of_sizes, recipe_of};
 use crate::train::progress::{Counted, Mode};
+use crate::train::recognise::{Asked, Decoder, Speed, recognise, transcript_of};
 use crate::train::run_folder::RunFolder;
 use crate::train::stage::update_options;
 use crate::train::weights::Weights;
 use crate::train::weights_reference::parse_reference;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Recordings longer than this, in seconds, are cut.
 const LONGEST_PART: f64 = 60.0;
@@ -65,7 +69,7 @@ impl LoadedModel {
     }
 
     fn new(device: &Device, recipe: Recipe, frontend: Frontend, weights: &Weights) -> Result<Self> {
-        let inputs = inputs_of(&recipe, &frontend, weights)?;
+        let inputs = inputs_of(&recipe, &frontend, weights.path(), |name| weights.shape(name))?;
         let model = model_of_sizes(&recipe, inputs, &frontend.tokens)?;
         let structure = model.structure();
         weights.expect(structure.specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())))?;
@@ -77,6 +81,11 @@ impl LoadedModel {
         Ok(LoadedModel { recipe, frontend, learner })
     }
 
+    /// The model with its weights, all frozen.
+    pub fn learner(&self) -> &Learner<AnyRecogniser> {
+        &self.learner
+    }
+
     /// The sets of the recipe that have a name: `valid` and `test`.
     pub fn sets(&self) -> Vec<(&'static str, PathBuf)> {
         let data = &self.recipe.data;
@@ -84,11 +93,24 @@ impl LoadedModel {
         sets.into_iter().filter_map(|(name, path)| path.clone().map(|path| (name, path))).collect()
     }
 
+    /// The decoder that was asked for.
+    ///
+    /// # Errors
+    /// Options that cannot be, or that are for another kind of model; a language model with other symbols.
+    pub fn decoder<'a>(&self, asked: &Asked, language_model: Option<&'a LoadedText>) -> Result<Decoder<'a>> {
+        let model = self.learner.model();
+        let decoder = asked.decoder(model.kind(), model.sentence_end().is_some(), language_model)?;
+        if let (Some(language_model), Some(end)) = (language_model, model.sentence_end()) {
+            language_model.predictor(&self.frontend.tokens, Symbols { count: model.symbols(), end })?;
+        }
+        Ok(decoder)
+    }
+
     /// Scores a data folder; `mode` is how it is shown.
     ///
     /// # Errors
     /// If the folder cannot be read or does not fit the model; if the model's output is not finite.
-    pub fn evaluate(&self, folder: &Path, decoder: Decoder, mode: Mode) -> Result<Evaluated> {
+    pub fn evaluate(&self, folder: &Path, decoder: Decoder<'_>, mode: Mode) -> Result<Evaluated> {
         let data = Arc::new(self.frontend.open_set(folder, mode)?);
         let inputs = self.learner.model().inputs();
         if data.dimension() != inputs {
@@ -110,29 +132,45 @@ impl LoadedModel {
         }
     }
 
+    /// How long so many frames are; a frame of a model that does not know how its features were made has Kaldi's 10 ms.
+    pub fn audio_seconds(&self, frames: u64) -> f64 {
+        let shift = self.frontend.features.as_ref().map_or(FeatureOptions::default().frame_shift, |f| f.frame_shift);
+        frames as f64 * shift / 1000.0
+    }
+
     /// What is said in an audio file; another sample rate than the training data's is resampled. A file of more than a minute is cut at its pauses
     /// and recognised part by part, so that an hour takes no more memory than a minute, but for its samples.
     ///
     /// # Errors
     /// If the file cannot be read, or the run does not know how its features were made.
-    pub fn transcribe(&self, path: &Path, channel: Option<usize>, decoder: Decoder) -> Result<String> {
+    pub fn transcribe(&self, path: &Path, channel: Option<usize>, decoder: Decoder<'_>) -> Result<Transcription> {
         let Some(options) = &self.frontend.features else {
             return Err(Error::new(Subject::Program, "the run does not know how the features of its data were made")
                 .remedy("Put features.toml beside feats.scp (data-tools features writes it) and train again"));
         };
         let mut audio = read_audio(path, channel)?;
+        let began = Instant::now();
         let rate = options.wanted_rate()?.unwrap_or(audio.sample_rate);
         if rate != audio.sample_rate {
             audio = resample(&audio, rate)?;
         }
         let name = path.display().to_string();
         let extractor = FeatureExtractor::new(options, rate)?;
+        let seconds = |samples: usize| samples as f64 / f64::from(rate);
         let mut texts = Vec::new();
+        let mut n_best = Vec::new();
         for part in parts(&audio.samples, rate, LONGEST_PART) {
-            texts.push(self.transcribe_part(&extractor, &audio.samples[part], &name, path, decoder)?);
+            let found = self.transcribe_part(&extractor, &audio.samples[part.clone()], &name, path, decoder)?;
+            let text = |decoded: &[u32]| transcript_of(decoded, &self.frontend.tokens);
+            texts.extend(found.first().map(|best| text(&best.tokens)).filter(|text| !text.is_empty()));
+            if !matches!(decoder, Decoder::Greedy) {
+                let mut list = NBest::new(&name, found, text);
+                list.seconds = Some([seconds(part.start), seconds(part.end)]);
+                n_best.push(list);
+            }
         }
-        texts.retain(|text| !text.is_empty());
-        Ok(texts.join(" "))
+        let speed = Speed::new(seconds(audio.samples.len()), began.elapsed());
+        Ok(Transcription { text: texts.join(" "), n_best, speed })
     }
 
     fn transcribe_part(
@@ -141,8 +179,8 @@ impl LoadedModel {
         samples: &[f32],
         name: &str,
         path: &Path,
-        decoder: Decoder,
-    ) -> Result<String> {
+        decoder: Decoder<'_>,
+    ) -> Result<Vec<Scored>> {
         let features = extractor.compute(samples, name)?;
         let mut values = features.values;
         self.frontend.normalization.apply(&mut values, features.dimension);
@@ -151,18 +189,37 @@ impl LoadedModel {
             features: pack(&[values], features.dimension),
             labels: vec![Vec::new()],
         };
-        let (logits, _) = self.learner.logits(&batch)?;
-        let symbols = self.learner.model().symbols();
-        let tokens = decoder
-            .decode(&logits.host(), symbols)
-            .map_err(|error| Error::file(path, error.problem).remedy(error.remedy.unwrap_or_default()))?;
-        Ok(transcript_of(&tokens, &self.frontend.tokens))
+        let encoded = self.learner.encode(&batch)?;
+        let found = recognise(&self.learner, &encoded, &[name.to_string()], &self.frontend.tokens, decoder)
+            .map_err(|error| Error { subject: Subject::File(path.into()), ..error })?;
+        found.into_iter().next().flatten().ok_or_else(|| {
+            Error::file(path, "the model's output for it is not finite, so nothing can be decoded")
+                .remedy("The weights are those of a training that diverged: look into its log.jsonl")
+        })
     }
 }
 
-/// Features a frame that the weights were trained on: what the lowest weight takes, or, under convolutions, which take any number, what the
-/// normalisation or the feature options say.
-fn inputs_of(recipe: &Recipe, frontend: &Frontend, weights: &Weights) -> Result<usize> {
+/// What was heard in an audio file.
+#[derive(Debug, Clone)]
+pub struct Transcription {
+    pub text: String,
+    /// What a beam search found, of each part that the file was cut into.
+    pub n_best: Vec<NBest>,
+    /// From samples to text.
+    pub speed: Speed,
+}
+
+/// Features a frame that the weights in `file` were trained on: what the lowest weight takes, whose shape `shape` knows, or, under convolutions, which take
+/// any number, what the normalisation or the feature options say.
+///
+/// # Errors
+/// If nothing says it.
+pub fn inputs_of<'a>(
+    recipe: &Recipe,
+    frontend: &Frontend,
+    file: &Path,
+    shape: impl Fn(&str) -> Option<&'a [usize]>,
+) -> Result<usize> {
     let lowest = "encoder.blstm.0.weight_ih_l0";
     let takes_features = match &recipe.model {
         Model::BlstmCtc(model) => model.front_end == FrontEnd::None,
@@ -170,14 +227,14 @@ fn inputs_of(recipe: &Recipe, frontend: &Frontend, weights: &Weights) -> Result<
         Model::Transformer(_) | Model::LstmLm(_) => false,
     };
     if takes_features {
-        return weights.shape(lowest).and_then(|shape| shape.get(1).copied()).ok_or_else(|| {
+        return shape(lowest).and_then(|shape| shape.get(1).copied()).ok_or_else(|| {
             let problem = format!("has no tensor {lowest}, so it is not the model that the recipe describes");
-            Error::file(weights.path(), problem).remedy("Name the weights of a model that the recipe describes")
+            Error::file(file, problem).remedy("Name the weights of a model that the recipe describes")
         });
     }
     let made_with = frontend.features.as_ref().map(FeatureOptions::dimension);
     frontend.cmvn().map(Cmvn::dimension).or(made_with).ok_or_else(|| {
-        Error::file(weights.path(), "does not say how many features a frame has")
+        Error::file(file, "does not say how many features a frame has")
             .remedy("Put features.toml beside feats.scp, or train with data.cmvn = \"global\"")
     })
 }

@@ -1,10 +1,13 @@
 //! A trained language model, ready to score a text or to write one: weights and tokens, from a run or from files.
 
 use crate::data::streams::{Sentences, Streams};
+use crate::data::tokens::{TokenList, UNKNOWN, Unit};
 use crate::data::{TextData, Vocabulary};
+use crate::decode::{Predictor, Symbols};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::Network;
+use crate::models::predictors::LanguageModelPredictor;
 use crate::nn::{Parameters, Scheme};
 use crate::random::Philox;
 use crate::recipe::{Batch as BatchSection, Recipe, TextMode};
@@ -142,6 +145,45 @@ impl LoadedText {
             perplexity: perplexity(sum, scores.tokens),
             bits_per_character: bits_per_character(sum, data.characters() + first),
         })
+    }
+
+    /// As a search for a recogniser with these tokens asks it: symbols are the same if they have the same name. `<unk>` may be missing here.
+    ///
+    /// # Errors
+    /// A language model of another kind of token, or one that lacks a symbol.
+    pub fn predictor(&self, tokens: &TokenList, symbols: Symbols) -> Result<Box<dyn Predictor + '_>> {
+        let kind = |unit: Unit| match unit {
+            Unit::Character => "characters",
+            Unit::Word => "words",
+            Unit::Piece => "pieces",
+        };
+        let remedy = match tokens.unit() {
+            Unit::Character => "Train one with data.tokens = \"char\"",
+            Unit::Word => "Train one with data.tokens = \"word\"",
+            Unit::Piece => "Train one on text that is split into the recogniser's pieces, with data.tokens = \"word\"",
+        };
+        let (ours, theirs) = (tokens.unit(), self.vocabulary.unit());
+        // A text of pieces has them as words.
+        if ours != theirs && (ours, theirs) != (Unit::Piece, Unit::Word) {
+            let problem = format!("is a language model of {}, and the recogniser writes {}", kind(theirs), kind(ours));
+            return Err(Error::key("--lm", problem).remedy(remedy));
+        }
+        let mut known = vec![None; symbols.count];
+        let mut lacks = Vec::new();
+        for (id, symbol) in tokens.symbols().iter().enumerate().skip(1) {
+            known[id] = self.vocabulary.id(symbol);
+            if known[id].is_none() && symbol != UNKNOWN {
+                lacks.push(symbol.as_str());
+            }
+        }
+        known[symbols.end as usize] = Some(self.vocabulary.end());
+        if let [first, others @ ..] = &lacks[..] {
+            let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+            let problem = format!("lacks {first:?}{more} of the recogniser's {} symbols", tokens.len());
+            return Err(Error::key("--lm", problem)
+                .remedy(format!("{remedy}, on text that has them all or with a data.token_list that has them")));
+        }
+        Ok(Box::new(LanguageModelPredictor::new(self.learner.model(), &self.learner.parameters, known)))
     }
 
     /// `length` tokens that follow `prompt` (a line's end, if it is empty), as text with the prompt before them.

@@ -166,6 +166,7 @@ pub fn model_of_sizes(recipe: &Recipe, inputs: usize, tokens: &TokenList) -> Res
             decoder_units: sizes.decoder_units,
             ctc_weight: sizes.ctc_weight,
             label_smoothing: sizes.label_smoothing,
+            scheduled_sampling: sizes.scheduled_sampling,
             unigrams: None,
             symbols: with_end,
         }))),

@@ -12,10 +12,11 @@ use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
 use crate::tensor::Tensor;
 use crate::train::corpus::{Corpus, Frontend};
-use crate::train::evaluate::{Decoder, Evaluated, evaluate};
+use crate::train::evaluate::{Evaluated, evaluate};
 use crate::train::learner::{Batch, Learner, Running, Work};
 use crate::train::plan::BatchForecast;
 use crate::train::progress::Unit;
+use crate::train::recognise::Decoder;
 use crate::train::updater::Update;
 
 /// Batches one after the other, each assembled when it is asked for or before.

@@ -8,7 +8,7 @@ use std::process::Command;
 
 fn transcribe(audio: &Path, options: &[&str]) -> Command {
     let mut command = headfirst(["transcribe".as_ref(), trained().as_os_str(), audio.as_os_str()]);
-    command.args(options);
+    command.arg("--quiet").args(options);
     command
 }
 
