@@ -413,6 +413,8 @@ attention_decoder_energies_backward(const float *dattention, float *dencoded, fl
                 const float of_query = query[(long long)n * units + unit], weight = energy_weight[unit];
 #pragma unroll
                 for (int k = 0; k < 4; ++k) x[k] = encoded[(long long)rows[frame + k] * units + unit] + of_query;
+                // Not unrolled: the loads of several turns at once would take more registers than two blocks have.
+#pragma unroll 1
                 for (int channel = 0; channel < padded; channel += 4) {
                     const float4 u = quad(room.units + i * padded + channel);
 #pragma unroll
