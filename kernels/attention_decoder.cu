@@ -3,13 +3,13 @@
 //   e_j = g . tanh(V h_j + W z + U (F * a')_j)    a = softmax(2 e)    c = sum a_j h_j    z = LSTM([y, c], z)
 //
 // N sequences of symbols, each over the T frames of its utterance; A units of the attention, C channels of K taps, E columns of a frame, H units.
-// V h [R', A] comes ready; the products with whole weights are matmul.cu's: of a step's sequences with W and with the LSTM's weights of [c, z],
-// of all symbols before the first step (y) and behind the last (the gradients of all these weights). Here is what is between them: two launches for
-// the attention of a step and one for the cell; backward four and one. The steps are a loop of the host's, which a graph replays.
+// V h [R', A] comes ready; the products of all symbols, before the first step (y) and behind the last (the gradients of weights), are matmul.cu's.
+// Here are the steps: four launches each, six backward. The loop over them is the host's, which a graph replays.
 //
+//   product              W z; backward those of the gates' and the query's gradients
 //   energies             2 e, from T A tangents                              blocks: 32 frames of a sequence
 //   contexts             a and c                                             blocks: 64 columns of a sequence; each takes the softmax by itself
-//   cell                 gates, c, z; z is written where the next step's product reads it
+//   cell                 gates, the product with [c, z] within, cell, z; z is written where the next step's product reads it
 //   cell_backward        the gradients of the gates' sums
 //   frames_dot           those of a, from that of c and those that the next step's a' has
 //   energies_backward    from those of a to those of V h, W z, g, U and F * a'; tangents are computed again
@@ -18,8 +18,12 @@
 //
 // Counted for one step of N = 16, T = 200, A = E = 320, H = 300, C = 10, K = 201, on an H200 (67 TFLOP/s, 4.8 TB/s):
 // energies 2 N T (C K + A C + A) = 35 MFLOP, 1 M tangents of about 25 instructions, 4 MB of V h, which the L2 cache keeps from step to step: about
-// 1 us each; contexts 2 MFLOP and 4 MB; backward about four times all that. The LSTM's products read 3 MB of weights, from the cache too. What
-// bounds a step is therefore latency: the launches that wait for one another, five forward and seven backward beside the products' own, some 3 us each.
+// 1 us each; contexts 2 MFLOP and 4 MB; backward about four times all that. The LSTM's products are 24 MFLOP and read 3 MB of weights, from the
+// cache too: too few rows for a tile of matmul.cu, whose loop over the depth would take 10 us. What bounds a step is therefore latency: launches
+// that wait for one another, some 3 us each. The products are exact in f32 whatever the others are.
+//
+// A product's warp has four columns, or a unit's four gates, of 16 rows: 64 sums in registers, lanes share the depth, and a reduction that halves
+// the sums at every turn leaves each lane with two of them.
 //
 // Sums over frames and sequences (g, U, F) stay with the block that has these frames of this sequence, from step to step, and are added in the
 // end in the order of sequences and frames: nothing is added by two blocks, and no order depends on time.
@@ -165,14 +169,64 @@ struct OwnSums {
 
 DEVICE void put(float *sum, float value, bool add) { *sum = add ? *sum + value : value; }
 
+// Each lane has 2 LANES values; then lane l has the sums over the warp of the values 2 (l % LANES) and the next, in values[0] and values[1].
+template <int LANES> DEVICE void sum_and_share_out(float (&values)[2 * WARP]) {
+    const bool upper = threadIdx.x & (LANES / 2);
+#pragma unroll
+    for (int i = 0; i < LANES; ++i) {
+        const float low = values[i], high = values[i + LANES];
+        values[i] = (upper ? high : low) + __shfl_xor_sync(FULL_WARP, upper ? low : high, LANES / 2);
+    }
+    if constexpr (LANES > 2) sum_and_share_out<LANES / 2>(values);
+}
+
+// The products of ROWS rows, from `first` on, with COLUMNS columns of a warp, whose weights are rows of `depth` elements, weight_step apart: lane l
+// then has, of the row first + l / 2, those of the columns 2 (l % 2) and the next. Lanes share the depth, and a block's warps the rows, in
+// shared memory [ROWS, DEPTH]. All threads of the block call it; weights: null, where the warp has nothing to do; columns behind `last` are it again.
+struct Rows {
+    static constexpr int ROWS = 16, COLUMNS = 4, DEPTH = 256, WARPS = 4;
+    static_assert(ROWS * COLUMNS == 2 * WARP, "a lane ends with two sums");
+
+    DEVICE static float2 product(float *shared, const float *x, long long stride, int first, int count, const float *weights,
+                                 long long weight_step, int last, int depth) {
+        const int lane = threadIdx.x % WARP;
+        float sums[2 * WARP];
+#pragma unroll
+        for (int i = 0; i < 2 * WARP; ++i) sums[i] = 0.0f;
+        for (int begin = 0; begin < depth; begin += DEPTH) {
+            const int length = min(DEPTH, depth - begin);
+            barrier();
+            for (int i = threadIdx.x; i < ROWS * DEPTH; i += WARPS * WARP) {
+                const int row = first + i / DEPTH, k = i % DEPTH;
+                shared[i] = row < count && k < length ? x[row * stride + begin + k] : 0.0f;
+            }
+            barrier();
+            if (!weights) continue;
+            for (int k = lane; k < length; k += WARP) {
+                float weight[COLUMNS];
+#pragma unroll
+                for (int column = 0; column < COLUMNS; ++column) weight[column] = weights[min(column, last) * weight_step + begin + k];
+#pragma unroll
+                for (int row = 0; row < ROWS; ++row) {
+                    const float value = shared[row * DEPTH + k];
+#pragma unroll
+                    for (int column = 0; column < COLUMNS; ++column) sums[row * COLUMNS + column] += value * weight[column];
+                }
+            }
+        }
+        sum_and_share_out<WARP>(sums);
+        return make_float2(sums[0], sums[1]);
+    }
+};
+
 } // namespace
 
-// to [rows, E + H] = a step's rows of the input weights that read the context, [rows, D + E] from column D on, beside the recurrent ones.
+// to [4H, E + H] = the input weights that read the context, [4H, D + E] from column D on, beside the recurrent ones; or, transposed, [E + H, 4H].
 KERNEL(THREADS, 4)
-attention_decoder_weights(float *to, const float *input, const float *recurrent, int rows, int embedding, int frame, int hidden) {
+attention_decoder_weights(float *to, const float *input, const float *recurrent, int rows, int embedding, int frame, int hidden, int transposed) {
     const int columns = frame + hidden;
     for (int i = Threads::of_launch().number; i < rows * columns; i += Threads::of_launch().count) {
-        const int row = i / columns, column = i % columns;
+        const int row = transposed ? i % rows : i / columns, column = transposed ? i / rows : i % columns;
         to[i] = column < frame ? input[(long long)row * (embedding + frame) + embedding + column]
                                : recurrent[(long long)row * hidden + column - frame];
     }
@@ -287,22 +341,53 @@ attention_decoder_contexts(float *contexts, float *attention, const float *energ
 
 EXPORT(attention_decoder_contexts);
 
-// gates [N, 4H]: sums without biases, then i, f, g, o; cells [N, H] and hidden [N, H] of this step, the latter also to the inputs of the next,
-// [next, stride], from column `frame` on. before: the cells before, null: zeros.
-KERNEL(THREADS, 4)
-attention_decoder_cell(float *gates, const float *input_bias, const float *recurrent_bias, const float *before, float *cells, float *hidden,
-                       float *next_inputs, int count, int next, int units, int frame) {
-    for (int i = Threads::of_launch().number; i < count * units; i += Threads::of_launch().count) {
-        const int n = i / units, unit = i % units;
-        float *const own = gates + (long long)n * 4 * units + unit;
-        const auto sum = [=](int gate) { return own[gate * units] + input_bias[gate * units + unit] + recurrent_bias[gate * units + unit]; };
-        const float input_gate = sigmoid(sum(0)), forget_gate = sigmoid(sum(1)), candidate = tanhf(sum(2)), output_gate = sigmoid(sum(3));
-        const float cell = (before ? forget_gate * before[i] : 0.0f) + input_gate * candidate, state = output_gate * tanhf(cell);
-        own[0] = input_gate, own[units] = forget_gate, own[2 * units] = candidate, own[3 * units] = output_gate;
-        cells[i] = cell;
-        hidden[i] = state;
-        if (n < next) next_inputs[(long long)n * (frame + units) + frame + unit] = state;
-    }
+// y [N, columns] = (or +=) x [N, depth] weights [columns, depth]^T, rows of x and y being so far apart. blocks: (16 columns, 16 rows); shared
+// memory: [16, 256] floats, as for the cell.
+KERNEL(128, 4)
+attention_decoder_product(float *y, int y_stride, const float *x, int x_stride, const float *weights, int count, int columns, int depth,
+                          int accumulate) {
+    SHARED_MEMORY(float, shared);
+    const int column = (int(blockIdx.x) * Rows::WARPS + int(threadIdx.x) / WARP) * Rows::COLUMNS, last = columns - 1 - column;
+    const int first = blockIdx.y * Rows::ROWS, lane = threadIdx.x % WARP;
+    const float *own = last >= 0 ? weights + (long long)column * depth : nullptr;
+    const float2 sums = Rows::product(shared, x, x_stride, first, count, own, depth, last, depth);
+    const int row = first + lane / 2, place = lane % 2 * 2;
+    if (row >= count) return;
+    float *to = y + (long long)row * y_stride + column + place;
+    if (place <= last) put(to, sums.x, accumulate);
+    if (place + 1 <= last) put(to + 1, sums.y, accumulate);
+}
+
+EXPORT(attention_decoder_product);
+
+// gates [N, 4H]: the symbols' part of the sums, then i, f, g, o; cells [N, H] and hidden [N, H] of this step, the latter also to the inputs of the
+// next, [next, frame + H] from column `frame` on. read: this step's, [N, frame + H], which weights [4H, frame + H] multiply. before: the cells
+// before, null: zeros. A warp has a unit's four gates. blocks: (4 units, 16 rows).
+KERNEL(128, 4)
+attention_decoder_cell(float *gates, const float *read, const float *weights, const float *input_bias, const float *recurrent_bias,
+                       const float *before, float *cells, float *hidden, float *next_inputs, int count, int next, int units, int frame) {
+    SHARED_MEMORY(float, shared);
+    const int unit = blockIdx.x * Rows::WARPS + threadIdx.x / WARP, first = blockIdx.y * Rows::ROWS, lane = threadIdx.x % WARP;
+    const long long depth = frame + units;
+    const bool works = unit < units;
+    const float2 own = Rows::product(shared, read, depth, first, count, works ? weights + unit * depth : nullptr, units * depth, 3,
+                                     int(depth));
+    // The even lane of a row has i and f, the odd one g and o.
+    const float of_candidate = __shfl_xor_sync(FULL_WARP, own.x, 1), of_output = __shfl_xor_sync(FULL_WARP, own.y, 1);
+    const int n = first + lane / 2;
+    if (!works || n >= count || lane % 2) return;
+    float *const at = gates + (long long)n * 4 * units + unit;
+    const auto sum = [=](int gate, float product) {
+        return at[gate * units] + product + (input_bias[gate * units + unit] + recurrent_bias[gate * units + unit]);
+    };
+    const float input_gate = sigmoid(sum(0, own.x)), forget_gate = sigmoid(sum(1, own.y));
+    const float candidate = tanhf(sum(2, of_candidate)), output_gate = sigmoid(sum(3, of_output));
+    const int i = n * units + unit;
+    const float cell = (before ? forget_gate * before[i] : 0.0f) + input_gate * candidate, state = output_gate * tanhf(cell);
+    at[0] = input_gate, at[units] = forget_gate, at[2 * units] = candidate, at[3 * units] = output_gate;
+    cells[i] = cell;
+    hidden[i] = state;
+    if (n < next) next_inputs[n * depth + frame + unit] = state;
 }
 
 EXPORT(attention_decoder_cell);

@@ -1,6 +1,7 @@
 //! An LSTM decoder with location-aware attention, all steps of a batch: `kernels/attention_decoder.cu` and the products around it.
 
 use super::context::Context;
+use super::convolution::exchange;
 use super::driver::{Argument, Launch, Pointer};
 use super::elementwise::{THREADS, column_sums, column_sums_workspace, fill, run};
 use super::matmul::{Arithmetic, Operand, matmul};
@@ -115,7 +116,7 @@ impl Workspace {
 
 /// What both passes work in.
 struct Room {
-    /// The LSTM's weights of context and z, `[4H, E + H]`.
+    /// The LSTM's weights of context and z, `[4H, E + H]`; backward transposed, as the products of a step want them.
     weights: Pointer,
     /// W z: forward of a step, `[N, A]`, backward of all, `[R, A]`.
     queries: Pointer,
@@ -125,6 +126,8 @@ struct Room {
 }
 
 struct BackwardRoom {
+    /// W, transposed: `[H, A]`.
+    query: Pointer,
     dqueries: Pointer,
     dgates: Pointer,
     /// `[R, E + H]`
@@ -177,6 +180,7 @@ impl Decoder<'_> {
     fn backward_room(&self, workspace: &mut Workspace) -> BackwardRoom {
         let (rows, sequences, frames) = (self.tokens.rows, self.tokens.sequences, self.frames.steps);
         BackwardRoom {
+            query: workspace.take(self.attention * self.hidden),
             dqueries: workspace.take(rows * self.attention),
             dgates: workspace.take(rows * 4 * self.hidden),
             dread: workspace.take(rows * self.reads()),
@@ -187,13 +191,10 @@ impl Decoder<'_> {
         }
     }
 
-    /// Of the products of these shapes, and of those with the rows of a step, whatever they are.
-    fn product_workspace(&self, all: &[(usize, usize, usize)], of_step: &[(usize, usize)]) -> usize {
-        let mut rows: Vec<usize> = self.steps().map(|step| step.active).collect();
-        rows.dedup();
-        let of_steps = rows.iter().flat_map(|&m| of_step.iter().map(move |&(n, k)| (m, n, k)));
-        let bytes = |(m, n, k)| super::matmul::workspace(m, n, k, self.arithmetic);
-        all.iter().copied().chain(of_steps).map(bytes).max().unwrap_or(0)
+    /// Bytes of workspace of the products of all symbols.
+    fn product_workspace(&self, shapes: &[(usize, usize, usize)]) -> usize {
+        let bytes = |&(m, n, k): &_| super::matmul::workspace(m, n, k, self.arithmetic);
+        shapes.iter().map(bytes).max().unwrap_or(0)
     }
 
     /// Bytes of shared memory of the three kernels that know the location.
@@ -227,16 +228,49 @@ impl Decoder<'_> {
     }
 
     /// The weights that context and z are multiplied with, side by side.
-    fn lay_out(&self, context: &Context, weights: &Weights, to: Pointer) {
+    fn lay_out(&self, context: &Context, weights: &Weights, to: Pointer, transposed: bool) {
         let tensors = [to, weights.input, weights.recurrent].map(Argument::Pointer);
         let sizes = [4 * self.hidden, self.embedding, self.frame, self.hidden].map(Argument::int);
         let launch = self.elements(4 * self.hidden * self.reads());
-        run(context, FILE, "attention_decoder_weights", &launch, &[&tensors[..], &sizes].concat());
+        let arguments = [&tensors[..], &sizes, &[Argument::flag(transposed)]].concat();
+        run(context, FILE, "attention_decoder_weights", &launch, &arguments);
     }
 
     fn is_empty(&self) -> bool {
         self.tokens.rows == 0 || self.attention * self.hidden * self.frame * self.embedding == 0
     }
+}
+
+/// Blocks for so many fours of columns, or units, of so many rows.
+fn tiles(fours: usize, rows: usize) -> Launch {
+    const ROWS: usize = 16;
+    const WARPS_OF_ROWS: usize = 4;
+    const DEPTH: usize = 256;
+    let blocks = [fours.div_ceil(WARPS_OF_ROWS) as u32, rows.div_ceil(ROWS) as u32, 1];
+    Launch { blocks, ..Launch::blocks(1, 32 * WARPS_OF_ROWS as u32) }.shared(ROWS * DEPTH * size_of::<f32>())
+}
+
+/// y `[rows, columns]` = (or, accumulating, +=) x `[rows, depth]` weights `[columns, depth]`^T, for the rows of a step; y and x with their strides.
+fn multiply(
+    context: &Context,
+    (rows, columns, depth): (usize, usize, usize),
+    (x, x_stride): (Pointer, usize),
+    weights: Pointer,
+    (y, y_stride): (Pointer, usize),
+    accumulate: bool,
+) {
+    let arguments = [
+        Argument::Pointer(y),
+        Argument::int(y_stride),
+        Argument::Pointer(x),
+        Argument::int(x_stride),
+        Argument::Pointer(weights),
+        Argument::int(rows),
+        Argument::int(columns),
+        Argument::int(depth),
+        Argument::flag(accumulate),
+    ];
+    run(context, FILE, "attention_decoder_product", &tiles(columns.div_ceil(4), rows), &arguments);
 }
 
 /// A pointer so many floats behind another.
@@ -246,11 +280,9 @@ fn at(pointer: Pointer, floats: usize) -> Pointer {
 
 /// Bytes of workspace of [`forward`], aligned to 16 bytes.
 pub fn forward_workspace(of: &Decoder) -> usize {
-    let Decoder { embedding, attention, hidden, .. } = *of;
     let mut workspace = Workspace(0);
     of.room(of.tokens.sequences, &mut workspace);
-    let of_steps = [(attention, hidden), (4 * hidden, of.reads())];
-    workspace.0 as usize + of.product_workspace(&[(of.tokens.rows, 4 * hidden, embedding)], &of_steps)
+    workspace.0 as usize + of.product_workspace(&[(of.tokens.rows, 4 * of.hidden, of.embedding)])
 }
 
 /// All steps of a batch; from `initial`, or from zeros and even attention.
@@ -271,7 +303,7 @@ pub fn forward(
     let mut room = of.room(of.tokens.sequences, &mut pieces);
     room.products = pieces.0;
     let reads = of.reads();
-    of.lay_out(context, weights, room.weights);
+    of.lay_out(context, weights, room.weights, false);
     let symbols = Operand::rows(inputs.embedded, embedding);
     let of_symbols = Operand::rows(weights.input, embedding + frame).transposed();
     let (rows, products) = (of.tokens.rows, room.products);
@@ -283,8 +315,8 @@ pub fn forward(
     run(context, FILE, "attention_decoder_begin", &launch, &[&first[..], &sizes].concat());
     for step in of.steps() {
         let read = at(results.read, step.row * reads);
-        let (z, query) = (Operand::rows(at(read, frame), reads), Operand::rows(weights.query, hidden).transposed());
-        matmul(context, step.active, attention, hidden, z, query, room.queries, attention, false, arithmetic, products);
+        let (z, query) = ((at(read, frame), reads), (room.queries, attention));
+        multiply(context, (step.active, attention, hidden), z, weights.query, query, false);
         let tensors = [
             room.energies,
             inputs.encoded,
@@ -307,26 +339,24 @@ pub fn forward(
         let launch = launch.shared((THREADS as usize + 4 * COLUMNS + 32) * size_of::<f32>());
         run(context, FILE, "attention_decoder_contexts", &launch, &[&tensors[..], &of.readers(), &sizes].concat());
 
-        let (gates, all) = (at(results.gates, step.row * 4 * hidden), Operand::rows(read, reads));
-        let both = Operand::rows(room.weights, reads).transposed();
-        matmul(context, step.active, 4 * hidden, reads, all, both, gates, 4 * hidden, true, arithmetic, products);
         let before = match step.number {
             0 => initial.map_or(0, |initial| initial.cell),
             number => at(results.cells, of.token_offsets[number - 1] * hidden),
         };
         let [cells, state] = [results.cells, results.hidden].map(|tensor| at(tensor, step.row * hidden));
         let next = at(results.read, (step.row + step.active) * reads);
-        let tensors = [gates, weights.biases[0], weights.biases[1], before, cells, state, next].map(Argument::Pointer);
+        let (gates, [input_bias, recurrent_bias]) = (at(results.gates, step.row * 4 * hidden), weights.biases);
+        let tensors = [gates, read, room.weights, input_bias, recurrent_bias, before, cells, state, next];
         let sizes = [step.active, step.next, hidden, frame].map(Argument::int);
-        let launch = of.elements(step.active * hidden);
-        run(context, FILE, "attention_decoder_cell", &launch, &[&tensors[..], &sizes].concat());
+        let arguments = [&tensors.map(Argument::Pointer)[..], &sizes].concat();
+        run(context, FILE, "attention_decoder_cell", &tiles(hidden, step.active), &arguments);
     }
 }
 
 /// Bytes of workspace of [`backward`].
 pub fn backward_workspace(of: &Decoder) -> usize {
     let Decoder { embedding, frame, attention, hidden, .. } = *of;
-    let (rows, reads) = (of.tokens.rows, of.reads());
+    let rows = of.tokens.rows;
     let mut workspace = Workspace(0);
     of.room(rows, &mut workspace);
     of.backward_room(&mut workspace);
@@ -338,7 +368,7 @@ pub fn backward_workspace(of: &Decoder) -> usize {
         (4 * hidden, hidden, rows),
         (attention, hidden, rows),
     ];
-    let products = of.product_workspace(&all, &[(reads, 4 * hidden), (hidden, attention)]);
+    let products = of.product_workspace(&all);
     workspace.0 as usize + products.max(column_sums_workspace(rows, 4 * hidden))
 }
 
@@ -369,11 +399,11 @@ pub fn backward(
     let products = room.products;
     let wanted = gradients.energy.or(gradients.location).or(gradients.taps);
     let own_sums = wanted.map_or(0, |_| own.own_sums);
-    of.lay_out(context, weights, room.weights);
+    of.lay_out(context, weights, room.weights, true);
     let states = Operand::rows(at(results.read, frame), reads);
-    let query = Operand::rows(weights.query, hidden);
-    let queries = query.transposed();
+    let queries = Operand::rows(weights.query, hidden).transposed();
     matmul(context, rows, attention, hidden, states, queries, room.queries, attention, false, arithmetic, products);
+    exchange(context, weights.query, own.query, 1, attention, hidden);
     for step in of.steps().rev() {
         let before = match step.number {
             0 => 0,
@@ -395,8 +425,8 @@ pub fn backward(
         let launch = of.elements(step.active * hidden);
         run(context, FILE, "attention_decoder_cell_backward", &launch, &arguments);
 
-        let (left, right) = (Operand::rows(dgates, 4 * hidden), Operand::rows(room.weights, reads));
-        matmul(context, step.active, reads, 4 * hidden, left, right, dread, reads, false, arithmetic, products);
+        let shape = (step.active, reads, 4 * hidden);
+        multiply(context, shape, (dgates, 4 * hidden), room.weights, (dread, reads), false);
         let tensors = [room.energies, inputs.frames, dread].map(Argument::Pointer);
         let sizes = [step.next, frame, reads, of.frames.steps].map(Argument::int);
         let launch = of.blocks_of_frames(step.active);
@@ -427,8 +457,8 @@ pub fn backward(
         let launch = of.blocks_of_frames(step.active).shared(of.shared()[2]);
         run(context, FILE, "attention_decoder_location_backward", &launch, &arguments);
         if step.number > 0 {
-            let (to, left) = (at(dread, frame), Operand::rows(dquery, attention));
-            matmul(context, step.active, hidden, attention, left, query, to, reads, true, arithmetic, products);
+            let shape = (step.active, hidden, attention);
+            multiply(context, shape, (dquery, attention), own.query, (at(dread, frame), reads), true);
         }
     }
     let dgates = Operand::rows(own.dgates, 4 * hidden);

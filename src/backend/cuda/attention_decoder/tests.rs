@@ -10,11 +10,13 @@ use crate::backend::cpu::testing::{offsets, random};
 type Case = (&'static [usize], &'static [usize], &'static [usize], [usize; 6]);
 
 /// More frames and units than a block takes, more columns, taps beyond both ends, channels that are and are no multiple of four.
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     (&[1], &[1], &[0], [1, 1, 1, 1, 1, 1]),
     (&[70, 33, 20], &[4, 2], &[2, 0], [3, 70, 150, 5, 21, 6]),
     (&[34, 7, 7], &[3, 3, 1], &[1, 2, 0], [5, 9, 12, 4, 101, 7]),
     (&[300, 2], &[2, 1], &[0, 1], [2, 5, 3, 2, 3, 4]),
+    // More rows than a product takes at a time, and more depth.
+    (&[5; 18], &[2; 18], &[17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0], [2, 3, 6, 1, 3, 70]),
 ];
 
 struct Sizes {
