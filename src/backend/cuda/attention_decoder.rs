@@ -373,6 +373,7 @@ pub fn backward_workspace(of: &Decoder) -> usize {
 }
 
 /// The gradients of what forward read, from that of z, `[R, H]`, at `dy`; forward began with nothing, and every utterance has one reader at most.
+#[allow(clippy::too_many_arguments)] // What forward took and gave, and where the gradients go.
 pub fn backward(
     context: &Arc<Context>,
     of: &Decoder,
