@@ -113,6 +113,86 @@ def blstm_ctc(layers: int, units: int, batch: int, frames: int, frozen: int, dev
     return step
 
 
+class CtcAttention(nn.Module):
+    """The BLSTMs of BlstmCtc under CTC and an LSTM decoder with location-aware attention, as ESPnet v1's AttLoc and Decoder have it."""
+
+    def __init__(self, layers: int, units: int, inputs: int, symbols: int, attention: int, decoder_units: int):
+        super().__init__()
+        channels, reach = 10, 100
+        self.encoder = BlstmCtc(layers, units, inputs, symbols)
+        self.mlp_enc, self.mlp_dec = nn.Linear(units, attention), nn.Linear(decoder_units, attention, bias=False)
+        self.loc_conv = nn.Conv2d(1, channels, (1, 2 * reach + 1), padding=(0, reach), bias=False)
+        self.mlp_att, self.gvec = nn.Linear(channels, attention, bias=False), nn.Linear(attention, 1)
+        self.embed, self.cell = nn.Embedding(symbols, decoder_units), nn.LSTMCell(decoder_units + units, decoder_units)
+        self.output = nn.Linear(decoder_units, symbols)
+
+    def forward(self, frames: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames [T, N, C], tokens [L, N] -> CTC's logits [T, N, symbols], the decoder's [L, N, symbols]."""
+        for blstm, projection in zip(self.encoder.blstm, self.encoder.proj):
+            frames = torch.tanh(projection(blstm(frames)[0]))
+        ctc_logits, frames = self.encoder.ctc(frames), frames.transpose(0, 1).contiguous()
+        batch, steps, _ = frames.shape
+        encoded = self.mlp_enc(frames)
+        weights = frames.new_full((batch, steps), 1 / steps)
+        state = cell = frames.new_zeros(batch, self.cell.hidden_size)
+        states = []
+        for symbol in self.embed(tokens):
+            located = self.mlp_att(self.loc_conv(weights.view(batch, 1, 1, steps)).squeeze(2).transpose(1, 2))
+            energies = self.gvec(torch.tanh(located + encoded + self.mlp_dec(state)[:, None])).squeeze(2)
+            weights = torch.softmax(2.0 * energies, dim=1)
+            context = (frames * weights[:, :, None]).sum(dim=1)
+            state, cell = self.cell(torch.cat((symbol, context), dim=1), (state, cell))
+            states.append(state)
+        return ctc_logits, self.output(torch.stack(states))
+
+    def groups_from_the_top(self) -> list[list[nn.Module]]:
+        decoder = [self.mlp_enc, self.mlp_dec, self.loc_conv, self.mlp_att, self.gvec, self.embed, self.cell]
+        softmax, *layers = self.encoder.groups_from_the_top()
+        return [[*softmax, self.output], decoder, *layers]
+
+
+def ctc_attention(layers: int, units: int, batch: int, frames: int, frozen: int, device: torch.device) -> Step:
+    """A training step with Adadelta, both losses by half, the top `frozen` groups frozen."""
+    inputs, symbols, labels = 43, 50, 40
+    model = CtcAttention(layers, units, inputs, symbols, 320, 300)
+    initialise_as_espnet(model)
+    model.to(device)
+    for group in model.groups_from_the_top()[:frozen]:
+        for module in group:
+            module.requires_grad_(False)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adadelta(trainable, lr=1.0, rho=0.95, eps=1e-8)
+    features = torch.randn(frames, batch, inputs).to(device)
+    targets, frame_counts, label_counts = ctc_batch(batch, frames, labels, symbols - 1, device)
+    end = torch.full((1, batch), symbols - 1).to(device)
+    read, predicted = torch.cat((end, targets.T)), torch.cat((targets.T, end))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        ctc_logits, logits = model(features, read)
+        ctc = ctc_loss(log_softmax(ctc_logits, dim=-1), targets, frame_counts, label_counts, reduction="sum") / batch
+        decoder = cross_entropy(logits.flatten(0, 1), predicted.flatten()) * labels
+        (0.5 * ctc + 0.5 * decoder).backward()
+        nn.utils.clip_grad_norm_(trainable, 5.0)
+        optimizer.step()
+
+    return step
+
+
+def convolution(bins: int, channels: int, filters: int, stride: int, batch: int, frames: int, device: torch.device) -> Step:
+    """conv2d and relu, forward and backward, gradients of weight and bias, and of the input unless it has one channel."""
+    layer = nn.Conv2d(channels, filters, 3, stride, padding=2 - stride).to(device)
+    x = torch.randn(batch, channels, frames, bins).to(device).requires_grad_(channels > 1)
+    gradient = torch.ones_like(layer(x))
+
+    def step() -> None:
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        torch.relu(layer(x)).backward(gradient)
+
+    return step
+
+
 class AwdLstm(nn.Module):
     """Embedding, LSTMs, and a softmax whose weight is the embedding's. Tokens [T, N] -> logits [T N, words]."""
 
@@ -357,6 +437,13 @@ ROWS = [
     Row("awd-lstm/B20-T35/frozen-1", partial(awd_lstm, 20, 35, 1), goal=0.8, joint="awd-lstm/B20-T35/joint"),
 ]
 
+ATTENTION = "ctc-attention/4x320/B16-T200/joint"
+ROWS += [
+    Row(ATTENTION, partial(ctc_attention, 4, 320, 16, 200, 0), goal=0.8),
+    Row("ctc-attention/4x320/B16-T200/frozen-1", partial(ctc_attention, 4, 320, 16, 200, 1), goal=0.8, joint=ATTENTION),
+    Row("ctc-attention/4x320/B16-T200/frozen-2", partial(ctc_attention, 4, 320, 16, 200, 2), goal=0.8, joint=ATTENTION),
+]
+
 # Rows for a GPU. On the CPU they run where they are named.
 GPU = {"goal": 1.0, "devices": ("cuda",)}
 ROWS += [Row(PAPERS, partial(blstm_ctc, 4, 320, 30, 800, 0), **GPU)]
@@ -393,6 +480,21 @@ ROWS += [
 ROWS += [
     Row(f"matmul-weight-gradient/{m}x{n}x{k}", partial(matmul_weight_gradient, m, n, k), rotates=True, **GPU)
     for m, n, k in [(1280, 320, 12000), (4600, 1150, 5600), (33278, 400, 5600)]
+]
+ROWS += [
+    Row(
+        f"convolution/{channels}-{filters}{'/every-2' if stride == 2 else ''}/B16-T{frames}-F{bins}",
+        partial(convolution, bins, channels, filters, stride, 16, frames),
+        **GPU,
+    )
+    for bins, frames, channels, filters, stride in [
+        (83, 400, 1, 64, 1),
+        (83, 400, 64, 64, 1),
+        (42, 200, 64, 128, 1),
+        (42, 200, 128, 128, 1),
+        (83, 400, 1, 256, 2),
+        (41, 199, 256, 256, 2),
+    ]
 ]
 ROWS += [Row(f"{name}/P24000000", partial(optimizer, name, 24_000_000), rotates=True, **GPU) for name in ("sgd", "adam", "adadelta")]
 

@@ -166,34 +166,31 @@ fn attention_decoder(
         &[4 * hidden],
     ];
     let transcripts = Transcripts { tokens: tokens.clone(), frames: frames.clone(), of: of.into() };
-    cases.push(
-        case(
-            format!("attention_decoder of {tokens:?} over {frames:?}, {channels} channels of {taps} taps"),
-            &shapes,
-            (tokens.steps() + 1) * (frames.steps() + attention + 4 * hidden + taps + 40),
-            move |tape, x| {
-                let operands = Operands {
-                    frames: &x[0],
-                    encoded: &x[1],
-                    embedded: &x[2],
-                    query: &x[3],
-                    taps: &x[4],
-                    location: &x[5],
-                    energy: &x[6],
-                    input: &x[7],
-                    recurrent: &x[8],
-                    input_bias: &x[9],
-                    recurrent_bias: &x[10],
-                };
-                ops::attention_decoder::attention_decoder(tape, operands, &transcripts).unwrap()
-            },
-            move |x| {
-                let of = reference::AttentionDecoder { tokens: &tokens, frames: &frames, of, channels };
-                reference::attention_decoder(x, &of)
-            },
-        )
-        .on_cpu_alone(),
-    );
+    cases.push(case(
+        format!("attention_decoder of {tokens:?} over {frames:?}, {channels} channels of {taps} taps"),
+        &shapes,
+        (tokens.steps() + 1) * (frames.steps() + attention + 4 * hidden + taps + 40),
+        move |tape, x| {
+            let operands = Operands {
+                frames: &x[0],
+                encoded: &x[1],
+                embedded: &x[2],
+                query: &x[3],
+                taps: &x[4],
+                location: &x[5],
+                energy: &x[6],
+                input: &x[7],
+                recurrent: &x[8],
+                input_bias: &x[9],
+                recurrent_bias: &x[10],
+            };
+            ops::attention_decoder::attention_decoder(tape, operands, &transcripts).unwrap()
+        },
+        move |x| {
+            let of = reference::AttentionDecoder { tokens: &tokens, frames: &frames, of, channels };
+            reference::attention_decoder(x, &of)
+        },
+    ));
 }
 
 fn layer_norm(cases: &mut Vec<Case>) {
@@ -297,47 +294,38 @@ fn convolution(
         Patches::EverySecond => (2, 0),
     };
     let packing = sequences.clone();
-    cases.push(
-        case(
-            format!("convolution of lengths {lengths:?}, {bins} bins, {channels} to {filters} channels, {patches:?}"),
-            &[&[sequences.rows(), bins * channels], &[filters, channels, 3, 3], &[filters]],
-            9 * channels * filters + outputs.rows() * bins + 16,
-            move |tape, x| ops::convolution::convolution(tape, &x[0], &packing, &x[1], &x[2], patches).unwrap().0,
-            move |x| {
-                let bins = (bins, patches.count(bins));
-                reference::convolution([&x[0], &x[1], &x[2]], &sequences, &outputs, bins, of_reference)
-            },
-        )
-        .on_cpu_alone(),
-    );
+    cases.push(case(
+        format!("convolution of lengths {lengths:?}, {bins} bins, {channels} to {filters} channels, {patches:?}"),
+        &[&[sequences.rows(), bins * channels], &[filters, channels, 3, 3], &[filters]],
+        9 * channels * filters + outputs.rows() * bins + 16,
+        move |tape, x| ops::convolution::convolution(tape, &x[0], &packing, &x[1], &x[2], patches).unwrap().0,
+        move |x| {
+            let bins = (bins, patches.count(bins));
+            reference::convolution([&x[0], &x[1], &x[2]], &sequences, &outputs, bins, of_reference)
+        },
+    ));
 }
 
 fn pooling(cases: &mut Vec<Case>, lengths: &[usize], bins: usize, channels: usize) {
     let sequences = Sequences::new(lengths).unwrap();
     let (shape, packing) = ([sequences.rows(), bins * channels], sequences.clone());
-    cases.push(
-        case(
-            format!("max_pool of lengths {lengths:?}, {bins} bins, {channels} channels"),
-            &[&shape],
-            1,
-            move |tape, x| ops::convolution::max_pool(tape, &x[0], &packing, channels).unwrap().0,
-            move |x| reference::max_pool(&x[0], &sequences, bins, channels),
-        )
-        .on_cpu_alone(),
-    );
-    cases.push(
-        case(
-            format!("channels_first of {bins} bins, {channels} channels"),
-            &[&shape],
-            1,
-            move |tape, x| ops::convolution::channels_first(tape, &x[0], channels).unwrap(),
-            move |x| {
-                let frame = |x: &[f64]| (0..x.len()).map(|k| x[k % bins * channels + k / bins]).collect::<Vec<_>>();
-                x[0].chunks(bins * channels).flat_map(frame).collect()
-            },
-        )
-        .on_cpu_alone(),
-    );
+    cases.push(case(
+        format!("max_pool of lengths {lengths:?}, {bins} bins, {channels} channels"),
+        &[&shape],
+        1,
+        move |tape, x| ops::convolution::max_pool(tape, &x[0], &packing, channels).unwrap().0,
+        move |x| reference::max_pool(&x[0], &sequences, bins, channels),
+    ));
+    cases.push(case(
+        format!("channels_first of {bins} bins, {channels} channels"),
+        &[&shape],
+        1,
+        move |tape, x| ops::convolution::channels_first(tape, &x[0], channels).unwrap(),
+        move |x| {
+            let frame = |x: &[f64]| (0..x.len()).map(|k| x[k % bins * channels + k / bins]).collect::<Vec<_>>();
+            x[0].chunks(bins * channels).flat_map(frame).collect()
+        },
+    ));
 }
 
 fn positions(cases: &mut Vec<Case>) {
@@ -375,13 +363,10 @@ fn an_operation_without_a_kernel_is_an_error_on_a_gpu_and_never_a_wrong_result()
     let device = Device::emulator(Order::Forward);
     let zeros = |shape: &[usize]| Var::constant(Tensor::zeros(&device, shape, Category::Parameter));
     let (mut tape, sequences) = (Tape::new(&device), Sequences::new(&[2]).unwrap());
-    let (x, weight, bias) = (zeros(&[2, 4]), zeros(&[1, 1, 3, 3]), zeros(&[1]));
+    let x = zeros(&[2, 4]);
     let heads = Heads::within(1, &sequences, false, None);
     let errors = [
         ops::attention::attention(&mut tape, &x, &x, &x, heads).map(drop),
-        ops::convolution::convolution(&mut tape, &x, &sequences, &weight, &bias, Patches::All).map(drop),
-        ops::convolution::max_pool(&mut tape, &x, &sequences, 2).map(drop),
-        ops::convolution::channels_first(&mut tape, &x, 2).map(drop),
         ops::positions::positions(&mut tape, &x, &sequences, 1.0, 0).map(drop),
     ];
     for error in errors {

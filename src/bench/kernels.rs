@@ -3,13 +3,14 @@
 use super::table::{Kind, Spec};
 use super::work::{BARRIER, Bench, Prepared, floats};
 use crate::backend::cpu::cross_entropy::{CrossEntropy, Targets};
-use crate::backend::cuda::context::{Buffer, Context};
+use crate::backend::cuda::context::{Buffer, Context, Recording};
 use crate::backend::cuda::optim::{Hyperparameters, Plan, StepState, Trainable};
 use crate::backend::cuda::softmax::{self, Scale};
 use crate::backend::cuda::{self, matmul::Arithmetic};
 use crate::backend::{cpu, cpu::activation::Activation};
 use crate::device::Backend;
 use crate::error::Result;
+use crate::ops::convolution::{Patches, convolution as convolution_operation};
 use crate::ops::ctc::ctc as ctc_operation;
 use crate::ops::sequences::Sequences;
 use crate::optim::{Hyper, Method, clip_coefficient, gradient_norm};
@@ -37,6 +38,7 @@ pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
         Kind::LayerNormBackward => layer_norm(bench, rows, columns, true),
         Kind::EmbeddingForward => embedding_forward(bench, rows, columns, size("V")),
         Kind::EmbeddingBackward => embedding_backward(bench, rows, columns, size("V")),
+        Kind::Convolution => convolution(bench, spec, &sequences()?)?,
         Kind::Dropout => dropout(bench, &sequences()?, columns)?,
         Kind::Subsample => subsample(bench, &sequences()?, columns, size("factor")),
         Kind::Sgd => optimizer(bench, Method::Sgd { momentum: 0.0, dampening: 0.0, nesterov: false }, size("P")),
@@ -352,6 +354,35 @@ fn subsample(bench: &Bench, all: &Sequences, columns: usize, factor: usize) -> P
             Backend::Plan => {}
         }
     })
+}
+
+fn convolution(bench: &Bench, spec: &Spec, sequences: &Sequences) -> Result<Prepared> {
+    let [bins, channels, filters] = ["F", "C", "O"].map(|name| spec.size(name));
+    let patches = if spec.size("stride") == 2 { Patches::EverySecond } else { Patches::All };
+    let shapes = [vec![sequences.rows(), bins * channels], vec![filters, channels, 3, 3], vec![filters]];
+    let inputs = shapes.each_ref().map(|shape| bench.normal(shape, "convolution"));
+    let trainable = [channels > 1, true, true];
+    let wanted = shapes.iter().zip(trainable).map(|(shape, trainable)| trainable.then_some(&shape[..]));
+    let mut gradients = GradientBuffers::allocate(&bench.device, wanted);
+    let (sequences, device) = (sequences.clone(), bench.device.clone());
+    let rows: usize = sequences.lengths().iter().map(|&length| patches.count(length)).sum();
+    // x and y forward; y and dy, x again, and dx backward.
+    let passes_of_x = if channels > 1 { 3 } else { 2 };
+    let bytes = floats(passes_of_x * sequences.rows() * bins * channels + 3 * rows * patches.count(bins) * filters);
+    Ok(Prepared::new(bytes, move |_| {
+        let recording = device.record();
+        let mut tape = Tape::new(&device);
+        let [x, weight, bias] = [0, 1, 2].map(|index| match trainable[index] {
+            true => Var::parameter(inputs[index].clone(), index),
+            false => Var::constant(inputs[index].clone()),
+        });
+        let (y, _) = convolution_operation(&mut tape, &x, &sequences, &weight, &bias, patches)?;
+        gradients.clear();
+        let seed = tape.seed(&y, 1.0);
+        tape.backward_from(&y, seed, &mut gradients)?;
+        recording.into_iter().for_each(Recording::run);
+        device.check()
+    }))
 }
 
 fn elementwise(bench: &Bench, kind: Kind, rows: usize, columns: usize) -> Prepared {

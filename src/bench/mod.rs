@@ -132,7 +132,9 @@ pub fn measure(device: &Device, spec: &Spec, options: Options, limits: Option<&L
 
 fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     match spec.kind {
-        Kind::BlstmCtc | Kind::Saved | Kind::Epoch | Kind::AwdLstm | Kind::AwdSaved => steps::prepare(bench, spec),
+        Kind::BlstmCtc | Kind::CtcAttention | Kind::Saved | Kind::Epoch | Kind::AwdLstm | Kind::AwdSaved => {
+            steps::prepare(bench, spec)
+        }
         Kind::Lstm | Kind::LstmLayer | Kind::LstmForward | Kind::LstmBackward => lstm::prepare(bench, spec),
         _ => kernels::prepare(bench, spec),
     }

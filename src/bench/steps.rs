@@ -9,7 +9,10 @@ use crate::device::{Category, Device};
 use crate::error::Result;
 use crate::models::Network;
 use crate::models::blstm_ctc::{BlstmCtc, Sizes};
+use crate::models::blstm_encoder::EncoderSizes;
+use crate::models::ctc_attention::{self, CtcAttention};
 use crate::models::lstm_lm::{self as text, Dropouts, LstmLm};
+use crate::models::recogniser::Recogniser;
 use crate::nn::{ParameterSpec, Parameters, Scheme};
 use crate::ops::dropout::Sharing;
 use crate::ops::sequences::Sequences;
@@ -54,7 +57,13 @@ pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
         Kind::Saved | Kind::AwdSaved => saved(bench, spec),
         Kind::AwdLstm => text_step(bench, spec),
         Kind::Epoch => epoch(bench, spec),
-        _ => step(bench, spec),
+        Kind::CtcAttention => {
+            // The decoder's steps wait for one another too: one for every label and the end.
+            let labels = LABELS.min(spec.size("T") / 2) + 1;
+            Ok(step(bench, spec, || attention_model(spec))?
+                .waiting(2 * (spec.size("layers") * spec.size("T") + labels), EXCHANGE))
+        }
+        _ => step(bench, spec, || model(spec, vec![1; spec.size("layers")])),
     }
 }
 
@@ -67,6 +76,24 @@ fn model(spec: &Spec, subsample: Vec<usize>) -> BlstmCtc {
         projection: units,
         subsample,
         dropout: 0.0,
+        symbols: SYMBOLS,
+    })
+}
+
+/// ESPnet v1's filters over the attention, and its weight of the CTC loss.
+fn attention_model(spec: &Spec) -> CtcAttention {
+    let units = spec.size("H");
+    let subsample = vec![1; spec.size("layers")];
+    CtcAttention::new(ctc_attention::Sizes {
+        encoder: EncoderSizes { inputs: INPUTS, vgg: None, units, projection: units, subsample, dropout: 0.0 },
+        attention: spec.size("A"),
+        channels: 10,
+        reach: 100,
+        decoder_units: spec.size("D"),
+        ctc_weight: 0.5,
+        label_smoothing: 0.0,
+        unigrams: None,
+        scheduled_sampling: 0.0,
         symbols: SYMBOLS,
     })
 }
@@ -89,13 +116,14 @@ fn masks() -> MaskKey {
     MaskKey { seed: 1, stage: "bench".into(), step: 0 }
 }
 
-fn step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
+fn step<M: Recogniser + 'static>(bench: &Bench, spec: &Spec, model: impl Fn() -> M) -> Result<Prepared> {
     let (layers, steps, count) = (spec.size("layers"), spec.size("T"), spec.size("B"));
     let sequences = Sequences::new(&vec![steps; count])?;
-    let labels = bench.labels(count, LABELS.min(steps / 2), SYMBOLS);
+    // The last symbol may be a transcript's end.
+    let labels = bench.labels(count, LABELS.min(steps / 2), SYMBOLS - 1);
     let features = bench.numbers("features", sequences.rows() * INPUTS);
     let batch = Batch { sequences, features, labels };
-    let on = |device: &Device| learner(device, model(spec, vec![1; layers]), spec.size("frozen"), UPDATE);
+    let on = |device: &Device| learner(device, model(), spec.size("frozen"), UPDATE);
     let bytes = least_bytes(&mut on(&Device::plan()), |learner| Ok(learner.train(&batch, &masks())?.kept))?;
     let mut learner = on(&bench.device);
     let masks = masks();

@@ -15,6 +15,9 @@ pub enum Kind {
     AwdLstm,
     /// What a stage with them frozen saves of that step.
     AwdSaved,
+    /// A training step of a `ctc-attention` with as many encoder layers and the sizes of `blstm-ctc`'s, A units of attention over 10 filters of 201
+    /// taps, D units of the decoder, the top `frozen` groups frozen: the softmax layers, the decoder, encoder layers.
+    CtcAttention,
     /// Training steps through N generated utterances with the lengths of WSJ si284, in its recipe's batches. Runs once.
     Epoch,
     /// One LSTM layer with as many inputs as units, forward and backward, with the gradients of all weights and of the input.
@@ -41,6 +44,9 @@ pub enum Kind {
     LayerNormBackward,
     EmbeddingForward,
     EmbeddingBackward,
+    /// 3 x 3 patches of F bins of C channels, at every place or every second, to O channels, and their relu: forward and backward, with the gradients
+    /// of weight and bias, and of the input unless that is a spectrogram, of one channel.
+    Convolution,
     Dropout,
     Subsample,
     ColumnSums,
@@ -81,6 +87,9 @@ pub fn rows() -> Vec<Spec> {
     (0..=4).for_each(|frozen| row(Kind::BlstmCtc, &papers(frozen)));
     (1..=4).for_each(|frozen| row(Kind::Saved, &papers(frozen)));
 
+    let attention = |frozen: usize| [&STEP[..], &[("A", 320), ("D", 300), ("frozen", frozen)]].concat();
+    (0..=2).for_each(|frozen| row(Kind::CtcAttention, &attention(frozen)));
+
     // AWD-LSTM's sizes, with a batch of the word language model's and with its own.
     for (batch, steps) in [(20, 35), (80, 70)] {
         let sizes = |frozen| {
@@ -119,6 +128,19 @@ pub fn rows() -> Vec<Spec> {
     row(Kind::WeightGradient, &product(1280, 320, 12_000));
     row(Kind::WeightGradient, &product(4600, 1150, 5600));
     row(Kind::WeightGradient, &product(33_278, 400, 5600));
+
+    // The layers of VGG's two blocks, and of the Transformer's subsampling, over 83 features.
+    for (bins, steps, channels, filters, stride) in [
+        (83, 400, 1, 64, 1),
+        (83, 400, 64, 64, 1),
+        (42, 200, 64, 128, 1),
+        (42, 200, 128, 128, 1),
+        (83, 400, 1, 256, 2),
+        (41, 199, 256, 256, 2),
+    ] {
+        let sizes = [("C", channels), ("O", filters), ("stride", stride), ("F", bins), ("B", 16), ("T", steps)];
+        row(Kind::Convolution, &sizes);
+    }
 
     row(Kind::LayerNormForward, &[("R", 12_000), ("H", 256)]);
     row(Kind::LayerNormBackward, &[("R", 12_000), ("H", 256)]);
@@ -199,7 +221,7 @@ impl Spec {
             return Err(error(format!("{row} has no size {name:?}")).remedy(format!("It has {known}")));
         };
         size.1 = value;
-        let groups = self.size("layers") + 1;
+        let groups = self.size("layers") + if self.kind == Kind::CtcAttention { 2 } else { 1 };
         let trainable = if matches!(self.kind, Kind::Saved | Kind::AwdSaved) { 0 } else { 1 };
         if self.size("frozen") + trainable > groups && self.sizes.iter().any(|(name, _)| *name == "frozen") {
             return Err(error(format!("{row}: {change} freezes more than a model of {groups} groups has to freeze")));
@@ -214,7 +236,7 @@ impl Spec {
     pub fn small(&self) -> Spec {
         let small = |&(name, size): &Size| {
             let most = match name {
-                "layers" | "directions" | "frozen" | "factor" => size,
+                "layers" | "directions" | "frozen" | "factor" | "stride" => size,
                 "P" => 1003,
                 "K" | "R" => 33,
                 "M" | "N" => 19,
@@ -276,6 +298,12 @@ impl fmt::Display for Spec {
         f.write_str(&match self.kind {
             Kind::BlstmCtc => format!("{}/{}", model(), stage()),
             Kind::Saved => format!("{}/saved-{}", model(), size("frozen")),
+            Kind::CtcAttention => {
+                let own = [("A", 320), ("D", 300)].into_iter().filter(|&(name, usual)| size(name) != usual);
+                let others: String = own.map(|(name, _)| format!("-{name}{}", size(name))).collect();
+                let sizes = format!("{}x{}/B{}-T{}", size("layers"), size("H"), size("B"), size("T"));
+                format!("ctc-attention/{sizes}{others}/{}", stage())
+            }
             Kind::AwdLstm => format!("{}/{}", text_model(), stage()),
             Kind::AwdSaved => format!("{}/saved-{}", text_model(), size("frozen")),
             Kind::Epoch => format!("wsj-epoch/{}x{}/N{}/{}", size("layers"), size("H"), size("N"), stage()),
@@ -297,6 +325,11 @@ impl fmt::Display for Spec {
             Kind::LayerNormBackward => matrix("layer-norm") + "/backward",
             Kind::EmbeddingForward => format!("embedding/{}/forward", vocabulary()),
             Kind::EmbeddingBackward => format!("embedding/{}/backward", vocabulary()),
+            Kind::Convolution => {
+                let stride = if size("stride") == 1 { String::new() } else { format!("/every-{}", size("stride")) };
+                let (from, to) = (size("C"), size("O"));
+                format!("convolution/{from}-{to}{stride}/B{}-T{}-F{}", size("B"), size("T"), size("F"))
+            }
             Kind::Dropout => format!("dropout/{}", sequences()),
             Kind::Subsample => format!("subsample-{}/{}", size("factor"), sequences()),
             Kind::ColumnSums => matrix("column-sums"),
@@ -320,7 +353,7 @@ mod tests {
     fn a_name_or_its_beginning_selects_rows_and_an_unknown_one_lists_them() {
         assert_eq!(select(&["lstm/320/bidirectional/B16-T200".into()]).unwrap().len(), 1);
         assert_eq!(select(&["lstm/1150".into()]).unwrap().len(), 3);
-        assert_eq!(select(&["ctc/B32".into(), "ctc".into()]).unwrap().len(), 4);
+        assert_eq!(select(&["ctc/B32".into(), "ctc/".into()]).unwrap().len(), 4);
         let message = select(&["gru".into()]).unwrap_err().to_string();
         assert!(message.contains("gru") && message.contains("ctc/B32-T400"), "{message}");
     }
@@ -337,6 +370,8 @@ mod tests {
             "lstm/320/bidirectional/B16-T200",
             "lstm/1150/B20-T35",
             "ctc/B32-T400",
+            "ctc-attention/4x320/B16-T200/joint",
+            "convolution/64-64/B16-T400-F83",
         ] {
             assert!(names.iter().any(|known| known == name), "{name}");
         }

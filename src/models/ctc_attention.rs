@@ -153,7 +153,7 @@ impl CtcAttention {
     /// attends to the sequence `of` it among `memory`, which is `hidden: [R', D]` from [`Recogniser::encode`] and how it is packed.
     ///
     /// # Errors
-    /// If the shapes do not fit, or on a GPU.
+    /// If the shapes do not fit.
     pub fn decode(
         &self,
         tape: &mut Tape,
@@ -187,7 +187,7 @@ impl CtcAttention {
     /// token after it, `[N, V]`, and the state then. Hypothesis n is one of utterance `of[n]` of `memory`.
     ///
     /// # Errors
-    /// If there are not as many tokens and utterances as hypotheses, or one is out of range; on a GPU.
+    /// If there are not as many tokens and utterances as hypotheses, or one is out of range.
     pub fn step(
         &self,
         parameters: &Parameters,

@@ -4,10 +4,13 @@
 
 use crate::backend::cpu::attention::Packing;
 use crate::backend::cpu::attention_decoder::{Decoder, Gradients, Initial, Kept, Results, Weights};
+use crate::backend::cuda;
+use crate::backend::cuda::context::{Buffer, Context};
 use crate::device::{Backend, Category, Device};
 use crate::error::{Error, Result};
 use crate::ops::sequences::Sequences;
-use crate::ops::{expect_shape, matrix, not_on_gpu};
+use crate::ops::{expect_shape, matrix};
+use crate::primitives::{add_to, workspace};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -84,7 +87,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn check(operands: &Operands, transcripts: &Transcripts) -> Result<Self> {
+    fn check(device: &Device, operands: &Operands, transcripts: &Transcripts) -> Result<Self> {
         let (_, frame) = matrix(NAME, "the frames", operands.frames.shape())?;
         let (_, attention) = matrix(NAME, "the encoded frames", operands.encoded.shape())?;
         let (_, embedding) = matrix(NAME, "the symbols", operands.embedded.shape())?;
@@ -116,7 +119,15 @@ impl Sizes {
             let problem = format!("{} sequences of symbols are of the utterances {of:?}", tokens.count());
             return Err(Error::operation(NAME, problem));
         }
-        Ok(Sizes { transcripts: transcripts.clone(), embedding, frame, attention, channels, taps, hidden })
+        let sizes = Sizes { transcripts: transcripts.clone(), embedding, frame, attention, channels, taps, hidden };
+        if let Backend::Cuda(context) = device.backend()
+            && !sizes.on_device(context, device, 0).fits(context)
+        {
+            let problem =
+                format!("{channels} channels of {taps} taps are more than a GPU's multiprocessor has room for");
+            return Err(Error::operation(NAME, problem).remedy("Use fewer channels or taps, or --device cpu"));
+        }
+        Ok(sizes)
     }
 
     fn on_host(&self) -> Decoder<'_> {
@@ -134,20 +145,56 @@ impl Sizes {
         }
     }
 
+    /// Who reads what, for kernels: of every sequence of symbols its utterance and where its attention begins; of every utterance its reader.
+    fn readers(&self) -> Vec<i32> {
+        let Transcripts { tokens, frames, of } = &self.transcripts;
+        let mut starts = Vec::with_capacity(of.len());
+        let mut readers = vec![-1; frames.count()];
+        let mut start = 0;
+        for (n, &utterance) in of.iter().enumerate() {
+            starts.push(start as i32);
+            start += tokens.lengths()[n] * frames.lengths()[utterance];
+            readers[utterance] = n as i32;
+        }
+        of.iter().map(|&utterance| utterance as i32).chain(starts).chain(readers).collect()
+    }
+
+    /// With what [`Sizes::readers`] gives at this address.
+    fn on_device(&self, context: &Arc<Context>, device: &Device, readers: u64) -> cuda::attention_decoder::Decoder<'_> {
+        let Transcripts { tokens, frames, of } = &self.transcripts;
+        let starts = readers + (of.len() * size_of::<i32>()) as u64;
+        cuda::attention_decoder::Decoder {
+            tokens: tokens.on(context),
+            frames: frames.on(context),
+            token_offsets: tokens.offsets(),
+            utterances: readers,
+            starts,
+            readers: starts + (of.len() * size_of::<i32>()) as u64,
+            embedding: self.embedding,
+            frame: self.frame,
+            attention: self.attention,
+            channels: self.channels,
+            taps: self.taps,
+            hidden: self.hidden,
+            arithmetic: device.arithmetic(),
+        }
+    }
+
     fn results(&self, device: &Device) -> Forward {
         let rows = self.transcripts.tokens.rows();
         let new = |shape: &[usize]| Tensor::uninitialized(device, shape, Category::Activation);
+        // On a GPU the state before each step lies beside the context, as one product reads them.
+        let beside = if let Backend::Cuda(_) = device.backend() { self.hidden } else { 0 };
         Forward {
             hidden: new(&[rows, self.hidden]),
             cells: new(&[rows, self.hidden]),
             gates: new(&[rows, 4 * self.hidden]),
-            contexts: new(&[rows, self.frame]),
+            contexts: new(&[rows, self.frame + beside]),
             attention: new(&[self.on_host().attention_length()]),
         }
     }
 }
 
-#[derive(Clone)]
 struct Forward {
     hidden: Tensor,
     cells: Tensor,
@@ -156,47 +203,129 @@ struct Forward {
     attention: Tensor,
 }
 
+impl Forward {
+    fn on_device(&self) -> cuda::attention_decoder::Results {
+        cuda::attention_decoder::Results {
+            hidden: self.hidden.pointer(),
+            cells: self.cells.pointer(),
+            gates: self.gates.pointer(),
+            read: self.contexts.pointer(),
+            attention: self.attention.pointer(),
+        }
+    }
+}
+
+fn device_inputs(tensors: &[Tensor; OPERANDS]) -> (cuda::attention_decoder::Inputs, cuda::attention_decoder::Weights) {
+    let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, input_bias, recurrent_bias] =
+        tensors.each_ref().map(Tensor::pointer);
+    let biases = [input_bias, recurrent_bias];
+    let weights = cuda::attention_decoder::Weights { query, taps, location, energy, input, recurrent, biases };
+    (cuda::attention_decoder::Inputs { frames, encoded, embedded }, weights)
+}
+
 fn weights<'a>(tensors: &'a [Tensor; OPERANDS]) -> Weights<'a> {
     let [_, _, _, query, taps, location, energy, input, recurrent, input_bias, recurrent_bias] =
         tensors.each_ref().map(Tensor::data);
     Weights { query, taps, location, energy, input, recurrent, biases: [input_bias, recurrent_bias] }
 }
 
-fn forward(device: &Device, sizes: &Sizes, operands: &[Tensor; OPERANDS], initial: Option<&State>) -> Result<Forward> {
-    if let Backend::Cuda(_) = device.backend() {
-        return Err(not_on_gpu(NAME));
-    }
+/// With who reads what, where a GPU has it.
+fn forward(
+    device: &Device,
+    sizes: &Sizes,
+    operands: &[Tensor; OPERANDS],
+    initial: Option<&State>,
+) -> (Forward, Option<Buffer>) {
     let mut forward = sizes.results(device);
     device.count_operations(sizes.on_host().operations() as u64);
-    if let Backend::Cpu = device.backend() {
-        let inputs = [0, 1, 2].map(|index| operands[index].data());
-        let initial = initial.map(|state| Initial {
-            hidden: state.hidden.data(),
-            cell: state.cell.data(),
-            attention: state.attention.data(),
-        });
-        let results = Results {
-            hidden: forward.hidden.data_mut(),
-            cells: forward.cells.data_mut(),
-            gates: forward.gates.data_mut(),
-            contexts: forward.contexts.data_mut(),
-            attention: forward.attention.data_mut(),
-        };
-        sizes.on_host().forward(inputs, &weights(operands), initial, results);
+    match device.backend() {
+        Backend::Cpu => {
+            let inputs = [0, 1, 2].map(|index| operands[index].data());
+            let initial = initial.map(|state| Initial {
+                hidden: state.hidden.data(),
+                cell: state.cell.data(),
+                attention: state.attention.data(),
+            });
+            let results = Results {
+                hidden: forward.hidden.data_mut(),
+                cells: forward.cells.data_mut(),
+                gates: forward.gates.data_mut(),
+                contexts: forward.contexts.data_mut(),
+                attention: forward.attention.data_mut(),
+            };
+            sizes.on_host().forward(inputs, &weights(operands), initial, results);
+            (forward, None)
+        }
+        Backend::Cuda(context) => {
+            let readers = context.bring(&sizes.readers());
+            let of = sizes.on_device(context, device, readers.pointer());
+            let initial = initial.map(|state| cuda::attention_decoder::Initial {
+                hidden: state.hidden.pointer(),
+                cell: state.cell.pointer(),
+                attention: state.attention.pointer(),
+            });
+            let workspace = workspace(device, cuda::attention_decoder::forward_workspace(&of));
+            let (inputs, weights) = device_inputs(operands);
+            let results = forward.on_device();
+            cuda::attention_decoder::forward(context, &of, inputs, &weights, initial, results, workspace.pointer());
+            (forward, Some(readers))
+        }
+        Backend::Plan => (forward, None),
     }
-    Ok(forward)
+}
+
+/// The gradients of the operands that are wanted, on a GPU; both biases have the same, which is the first's.
+fn backward_on_device(
+    context: &Arc<Context>,
+    sizes: &Sizes,
+    tensors: &[Tensor; OPERANDS],
+    kept: &Forward,
+    readers: u64,
+    gradient: &Tensor,
+    wanted: [bool; OPERANDS],
+) -> [Option<Tensor>; OPERANDS] {
+    let device = gradient.device();
+    let of = sizes.on_device(context, device, readers);
+    let mut index = 0;
+    let mut results = tensors.each_ref().map(|x| {
+        index += 1;
+        wanted[index - 1].then(|| Tensor::uninitialized(device, x.shape(), Category::Activation))
+    });
+    let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias, other_bias] =
+        results.each_mut().map(|result| result.as_mut().map(Tensor::pointer_mut));
+    let bias = bias.or(other_bias);
+    let gradients = cuda::attention_decoder::Gradients {
+        frames,
+        encoded,
+        embedded,
+        query,
+        taps,
+        location,
+        energy,
+        input,
+        recurrent,
+        bias,
+    };
+    let workspace = workspace(device, cuda::attention_decoder::backward_workspace(&of));
+    let (inputs, weights) = device_inputs(tensors);
+    let (dy, kept, workspace) = (gradient.pointer(), kept.on_device(), workspace.pointer());
+    cuda::attention_decoder::backward(context, &of, inputs, &weights, kept, dy, &gradients, workspace);
+    if let [.., Some(bias), Some(other)] = &mut results {
+        add_to(other, bias, false);
+    }
+    results
 }
 
 /// The LSTM's output for every symbol, `[R, H]`. With a gradient, each utterance has one sequence of symbols at most.
 ///
 /// # Errors
-/// If the shapes do not fit; on a GPU, which has no kernel for it yet.
+/// If the shapes do not fit; if there are more channels and taps than a GPU's kernels have room for.
 pub fn attention_decoder(tape: &mut Tape, operands: Operands, transcripts: &Transcripts) -> Result<Var> {
-    let sizes = Sizes::check(&operands, transcripts)?;
+    let sizes = Sizes::check(tape.device(), &operands, transcripts)?;
     let device = tape.device().clone();
     let inputs = operands.all();
     let tensors = inputs.map(|input| input.tensor().clone());
-    let kept = forward(&device, &sizes, &tensors, None)?;
+    let (kept, readers) = forward(&device, &sizes, &tensors, None);
     let places = inputs.map(|input| tape.wants(input));
     let mut of = transcripts.of.to_vec();
     of.sort_unstable();
@@ -207,6 +336,16 @@ pub fn attention_decoder(tape: &mut Tape, operands: Operands, transcripts: &Tran
     Ok(tape.record(&inputs, output, move |gradient, backward| {
         // Those of the products, and the tangents once more.
         device.count_operations(3 * sizes.on_host().operations() as u64);
+        if let (Backend::Cuda(context), Some(readers)) = (device.backend(), readers) {
+            let (readers, wanted) = (readers.pointer(), places.map(|place| place.is_some()));
+            let results = backward_on_device(context, &sizes, &tensors, &kept, readers, &gradient, wanted);
+            for (place, result) in places.into_iter().zip(results) {
+                if let (Some(place), Some(result)) = (place, result) {
+                    backward.give(place, result);
+                }
+            }
+            return Ok(());
+        }
         let mut results: Vec<Tensor> =
             tensors.iter().map(|x| Tensor::uninitialized(&device, x.shape(), Category::Activation)).collect();
         if let Backend::Cpu = device.backend() {
@@ -252,9 +391,9 @@ pub fn attention_decoder(tape: &mut Tape, operands: Operands, transcripts: &Tran
 /// the output.
 ///
 /// # Errors
-/// If the shapes do not fit; on a GPU, which has no kernel for it yet.
+/// If the shapes do not fit; if there are more channels and taps than a GPU's kernels have room for.
 pub fn step(device: &Device, operands: Operands, transcripts: &Transcripts, before: Option<&State>) -> Result<State> {
-    let sizes = Sizes::check(&operands, transcripts)?;
+    let sizes = Sizes::check(device, &operands, transcripts)?;
     let count = transcripts.tokens.count();
     expect_shape(NAME, "the symbols of a step", &[transcripts.tokens.rows()], &[count])?;
     if let Some(State { hidden, cell, attention }) = before {
@@ -263,6 +402,6 @@ pub fn step(device: &Device, operands: Operands, transcripts: &Transcripts, befo
         expect_shape(NAME, "the attention", attention.shape(), &[sizes.on_host().attention_length()])?;
     }
     let tensors = operands.all().map(|input| input.tensor().clone());
-    let Forward { hidden, cells, attention, .. } = forward(device, &sizes, &tensors, before)?;
+    let (Forward { hidden, cells, attention, .. }, _) = forward(device, &sizes, &tensors, before);
     Ok(State { hidden, cell: cells, attention })
 }

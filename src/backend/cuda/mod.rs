@@ -6,7 +6,9 @@
 //!   are found.
 
 pub mod arena;
+pub mod attention_decoder;
 pub mod context;
+pub mod convolution;
 pub mod counted;
 pub mod ctc;
 pub mod cublaslt;
