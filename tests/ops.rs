@@ -238,25 +238,22 @@ fn attention(cases: &mut Vec<Case>, lengths: &[usize], columns: usize, heads: us
     let mask = (dropped > 0.0).then(|| Mask::new(&key, "self_attn", dropped).unwrap());
     let packing = sequences.clone();
     let shape: &[usize] = &[sequences.rows(), columns];
-    cases.push(
-        case(
-            format!("attention of lengths {lengths:?}, {heads} heads of {columns}, causal {causal}, drop {dropped}"),
-            &[shape, shape, shape],
-            4 * (sequences.steps() + columns) + 32,
-            move |tape, x| {
-                let heads = Heads::within(heads, &packing, causal, mask);
-                ops::attention::attention(tape, &x[0], &x[1], &x[2], heads).unwrap()
-            },
-            move |x| {
-                let factor = |place| if dropped > 0.0 { mask_factor(&key, "self_attn", dropped, place) } else { 1.0 };
-                let of: Vec<usize> = (0..sequences.count()).collect();
-                let (queries, keys) = (&sequences, &sequences);
-                let of = reference::Attention { heads, queries, keys, of: &of, causal, factor: &factor };
-                reference::attention(&x[0], &x[1], &x[2], &of)
-            },
-        )
-        .on_cpu_alone(),
-    );
+    cases.push(case(
+        format!("attention of lengths {lengths:?}, {heads} heads of {columns}, causal {causal}, drop {dropped}"),
+        &[shape, shape, shape],
+        4 * (sequences.steps() + columns) + 32,
+        move |tape, x| {
+            let heads = Heads::within(heads, &packing, causal, mask);
+            ops::attention::attention(tape, &x[0], &x[1], &x[2], heads).unwrap()
+        },
+        move |x| {
+            let factor = |place| if dropped > 0.0 { mask_factor(&key, "self_attn", dropped, place) } else { 1.0 };
+            let of: Vec<usize> = (0..sequences.count()).collect();
+            let (queries, keys) = (&sequences, &sequences);
+            let of = reference::Attention { heads, queries, keys, of: &of, causal, factor: &factor };
+            reference::attention(&x[0], &x[1], &x[2], &of)
+        },
+    ));
 }
 
 /// From sequences to others, in another order, one of which has two readers and one none.
@@ -265,20 +262,17 @@ fn cross_attention(cases: &mut Vec<Case>) {
     let of = [2, 0, 0];
     let heads =
         Heads { count: 2, queries: queries.clone(), keys: keys.clone(), of: of.into(), causal: false, mask: None };
-    cases.push(
-        case(
-            "attention from sequences to others",
-            &[&[queries.rows(), 6], &[keys.rows(), 6], &[keys.rows(), 6]],
-            100,
-            move |tape, x| ops::attention::attention(tape, &x[0], &x[1], &x[2], heads.clone()).unwrap(),
-            move |x| {
-                let (queries, keys) = (&queries, &keys);
-                let of = reference::Attention { heads: 2, queries, keys, of: &of, causal: false, factor: &|_| 1.0 };
-                reference::attention(&x[0], &x[1], &x[2], &of)
-            },
-        )
-        .on_cpu_alone(),
-    );
+    cases.push(case(
+        "attention from sequences to others",
+        &[&[queries.rows(), 6], &[keys.rows(), 6], &[keys.rows(), 6]],
+        100,
+        move |tape, x| ops::attention::attention(tape, &x[0], &x[1], &x[2], heads.clone()).unwrap(),
+        move |x| {
+            let (queries, keys) = (&queries, &keys);
+            let of = reference::Attention { heads: 2, queries, keys, of: &of, causal: false, factor: &|_| 1.0 };
+            reference::attention(&x[0], &x[1], &x[2], &of)
+        },
+    ));
 }
 
 fn convolution(
@@ -343,26 +337,23 @@ fn pooling(cases: &mut Vec<Case>, lengths: &[usize], bins: usize, channels: usiz
 fn positions(cases: &mut Vec<Case>) {
     let sequences = Sequences::new(&[900, 3, 1]).unwrap();
     let packing = sequences.clone();
-    cases.push(
-        case(
-            "positions",
-            &[&[sequences.rows(), 7]],
-            4,
-            move |tape, x| ops::positions::positions(tape, &x[0], &packing, 2.5, 40).unwrap(),
-            move |x| {
-                let mut output: Vec<f64> = x[0].iter().map(|x| 2.5 * x).collect();
-                for (sequence, &length) in sequences.lengths().iter().enumerate() {
-                    for (time, column) in (0..length).flat_map(|time| (0..7).map(move |column| (time, column))) {
-                        let angle = (40 + time) as f64 / 10_000_f64.powf((column - column % 2) as f64 / 7.0);
-                        output[sequences.row(sequence, time) * 7 + column] +=
-                            if column % 2 == 0 { angle.sin() } else { angle.cos() };
-                    }
+    cases.push(case(
+        "positions",
+        &[&[sequences.rows(), 7]],
+        4,
+        move |tape, x| ops::positions::positions(tape, &x[0], &packing, 2.5, 40).unwrap(),
+        move |x| {
+            let mut output: Vec<f64> = x[0].iter().map(|x| 2.5 * x).collect();
+            for (sequence, &length) in sequences.lengths().iter().enumerate() {
+                for (time, column) in (0..length).flat_map(|time| (0..7).map(move |column| (time, column))) {
+                    let angle = (40 + time) as f64 / 10_000_f64.powf((column - column % 2) as f64 / 7.0);
+                    output[sequences.row(sequence, time) * 7 + column] +=
+                        if column % 2 == 0 { angle.sin() } else { angle.cos() };
                 }
-                output
-            },
-        )
-        .on_cpu_alone(),
-    );
+            }
+            output
+        },
+    ));
 }
 
 #[cfg(feature = "emulator")]
@@ -376,13 +367,10 @@ fn an_operation_without_a_kernel_is_an_error_on_a_gpu_and_never_a_wrong_result()
     let zeros = |shape: &[usize]| Var::constant(Tensor::zeros(&device, shape, Category::Parameter));
     let (mut tape, sequences) = (Tape::new(&device), Sequences::new(&[2]).unwrap());
     let (x, weight, bias) = (zeros(&[2, 4]), zeros(&[1, 1, 3, 3]), zeros(&[1]));
-    let heads = Heads::within(1, &sequences, false, None);
     let errors = [
-        ops::attention::attention(&mut tape, &x, &x, &x, heads).map(drop),
         ops::convolution::convolution(&mut tape, &x, &sequences, &weight, &bias, Patches::All).map(drop),
         ops::convolution::max_pool(&mut tape, &x, &sequences, 2).map(drop),
         ops::convolution::channels_first(&mut tape, &x, 2).map(drop),
-        ops::positions::positions(&mut tape, &x, &sequences, 1.0, 0).map(drop),
     ];
     for error in errors {
         assert!(error.unwrap_err().to_string().contains("not computed on a GPU yet. Use --device cpu"));
