@@ -27,7 +27,7 @@ struct Fault {
     case: &'static str,
 }
 
-const FAULTS: [Fault; 3] = [
+const FAULTS: [Fault; 5] = [
     Fault {
         name: "a barrier is gone: the equations are applied before all warps have their sums",
         kernel: "lstm",
@@ -54,6 +54,24 @@ const FAULTS: [Fault; 3] = [
         wrong: "y[begin + 1] = x[begin + 1];",
         caught_by: &[VALUES],
         case: "dropout",
+    },
+    Fault {
+        name: "a barrier is gone: keys are read that other threads still bring in",
+        kernel: "attention",
+        file: "attention.cu",
+        right: "barrier(); // all have this stage, and nobody reads the other one any more",
+        wrong: "",
+        caught_by: &[VALUES],
+        case: "attention of lengths",
+    },
+    Fault {
+        name: "an exchange is gone: a lane keeps what was drawn for another query",
+        kernel: "attention",
+        file: "attention.cu",
+        right: "return exchange(bits, 1, 0x33333333u, 2);",
+        wrong: "return bits;",
+        caught_by: &[VALUES],
+        case: "attention of lengths",
     },
 ];
 

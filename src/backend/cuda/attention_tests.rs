@@ -7,13 +7,23 @@ use std::cell::RefCell;
 
 const ARITHMETICS: [Arithmetic; 3] = [Arithmetic::F32, Arithmetic::Tf32, Arithmetic::Bf16];
 
-/// What an operand may be off by, relative to it, when it is rounded: half a unit in its last place. f32 operands are not rounded, but
-/// what stands in their place (a probability, a slope) is.
+/// Half a unit in the last place of f32, relative.
+const F32_UNIT: f64 = 1.0 / 16_777_216.0;
+
+/// The same of what the products read.
 fn unit(arithmetic: Arithmetic) -> f64 {
     match arithmetic {
-        Arithmetic::F32 => 2.0_f64.powi(-24),
+        Arithmetic::F32 => F32_UNIT,
         Arithmetic::Tf32 => 2.0_f64.powi(-11),
         Arithmetic::Bf16 => 2.0_f64.powi(-9),
+    }
+}
+
+fn rounded(x: f32, arithmetic: Arithmetic) -> f32 {
+    match arithmetic {
+        Arithmetic::F32 => x,
+        Arithmetic::Tf32 => f32::from_bits((x.to_bits() + 0x1000) & !0x1fff),
+        Arithmetic::Bf16 => half::bf16::from_f32(x).to_f32(),
     }
 }
 
@@ -58,18 +68,20 @@ impl Case {
     }
 }
 
-/// Output and gradients of q, k, v in f64; and how far off, in units of the operands' last place, an element of each may be: what the
-/// roundings of all operands before it can add up to, to first order.
+/// Output and gradients of q, k, v in f64, from operands rounded as the products read them; and how far off an element of each may be: what
+/// the later roundings can add up to, to first order. Those are of f32 and, of probabilities and slopes, the operands'.
 struct Expected {
     values: [Vec<f64>; 4],
     most: [f64; 4],
 }
 
-fn expected(case: &Case) -> Expected {
+fn expected(case: &Case, arithmetic: Arithmetic) -> Expected {
     let [queries, keys] = case.packings();
-    let [q, k, v, dy] = case.inputs();
+    let [q, k, v, dy] = case.inputs().map(|x| x.into_iter().map(|x| rounded(x, arithmetic)).collect::<Vec<_>>());
     let (columns, width, scale) = (case.columns(), case.width, 1.0 / (case.width as f64).sqrt());
-    let mask = case.mask();
+    let (mask, unit) = (case.mask(), unit(arithmetic));
+    // Terms of the longest sums: of f32, one after the other.
+    let terms = (case.queries[0].max(case.keys[0]) * case.queries.len() + width) as f64;
     let mut values = [q.len(), q.len(), k.len(), k.len()].map(|count| vec![0.0; count]);
     let mut bounds = values.clone();
     for (sequence, &length) in case.queries.iter().enumerate() {
@@ -78,8 +90,9 @@ fn expected(case: &Case) -> Expected {
             let here = queries.row(sequence, time) * columns + head * width;
             let seen = if case.causal { time + 1 } else { case.keys[of] };
             let there = |key: usize| keys.row(of, key) * columns + head * width;
-            let dot = |a: &[f32], i: usize, b: &[f32], j: usize| -> [f64; 2] {
-                let product = |n: usize| f64::from(a[i + n]) * f64::from(b[j + n]);
+            // The product, and that of the absolute values.
+            let dot = |a: &[f32], b: &[f32], key: usize| -> [f64; 2] {
+                let product = |n: usize| f64::from(a[here + n]) * f64::from(b[there(key) + n]);
                 [(0..width).map(product).sum(), (0..width).map(|n| product(n).abs()).sum()]
             };
             let factor = |key: usize| {
@@ -87,21 +100,24 @@ fn expected(case: &Case) -> Expected {
                 let counter = [key as u32 / 4, time as u32, (sequence * case.heads + head) as u32, mask.step];
                 if mask.philox.block(counter)[key % 4] >= mask.threshold { f64::from(mask.scale) } else { 0.0 }
             };
-            // A score's error in units: two operands for each product, sixteen for sums and the exponential.
-            let scores: Vec<[f64; 2]> = (0..seen).map(|key| dot(&q, here, &k, there(key)).map(|x| scale * x)).collect();
-            let off = scores.iter().map(|score| 2.0 * score[1]).fold(0.0, f64::max) + 16.0;
+            let scores: Vec<[f64; 2]> = (0..seen).map(|key| dot(&q, &k, key).map(|x| scale * x)).collect();
+            // Of a probability: the scores' sums, what is subtracted, the exponential, the sum of all.
+            let largest_sum = scores.iter().map(|score| score[1]).fold(0.0, f64::max);
+            let off = F32_UNIT * (2.0 * (width as f64 + 4.0) * largest_sum + 16.0 + seen as f64);
             let largest = scores.iter().map(|score| score[0]).fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = scores.iter().map(|score| (score[0] - largest).exp()).sum();
             let p: Vec<f64> = scores.iter().map(|score| (score[0] - largest).exp() / total).collect();
-            let slopes: Vec<[f64; 2]> =
-                (0..seen).map(|key| dot(&dy, here, &v, there(key)).map(|x| factor(key) * x)).collect();
+            let slopes: Vec<[f64; 2]> = (0..seen).map(|key| dot(&dy, &v, key).map(|x| factor(key) * x)).collect();
             let mean = |i: usize| p.iter().zip(&slopes).map(|(p, slope)| p * slope[i]).sum::<f64>();
             let (mean, mean_size) = (mean(0), mean(1));
             for key in 0..seen {
                 let (kept, slope) = (p[key] * factor(key), p[key] * (slopes[key][0] - mean) * scale);
-                // p is off by twice the scores' error, its own and its sum's; the slope by that and by its operands'.
-                let (off_kept, size) = (kept * (2.0 * off + 4.0), p[key] * (slopes[key][1] + mean_size) * scale);
-                let off_slope = size * (2.0 * off + 8.0);
+                // It is rounded once more as an operand.
+                let off_kept = kept * (off + unit + F32_UNIT * terms);
+                // So is a slope. Its mean is a sum over dy and y, of which the one was not rounded and the other has probabilities that were.
+                let size = p[key] * (slopes[key][1] + mean_size) * scale;
+                let of_mean = 3.0 * unit * p[key] * mean_size * scale;
+                let off_slope = slope.abs() * unit + of_mean + size * (2.0 * off + F32_UNIT * (terms + 8.0));
                 for n in 0..width {
                     let (here, there) = (here + n, there(key) + n);
                     let [q, k, v, dy] = [q[here], k[there], v[there], dy[here]].map(f64::from);
@@ -207,18 +223,15 @@ fn cases() -> Vec<Case> {
 #[test]
 fn attention_and_its_gradients_agree_with_f64_in_every_arithmetic() {
     for case in cases() {
-        let expected = expected(&case);
         for arithmetic in ARITHMETICS {
+            let expected = expected(&case, arithmetic);
             let first = RefCell::new(None);
             for_all_orders(|device| {
                 let found = run_case(device, &case, arithmetic, (0, 0, None), ALL).map(Option::unwrap);
                 let parts = ["output", "dq", "dk", "dv"];
-                // Sums of so many f32.
-                let terms = (case.queries[0].max(case.keys[0]) * case.queries.len() + case.width + 16) as f64;
                 for (((part, found), values), most) in parts.iter().zip(&found).zip(&expected.values).zip(expected.most)
                 {
-                    let tolerance = most * (unit(arithmetic) + terms * 2.0_f64.powi(-24)) + 1e-30;
-                    assert_close(found, values, tolerance, 0.0, &format!("{part} of {}", case.name(arithmetic)));
+                    assert_close(found, values, most + 1e-30, 0.0, &format!("{part} of {}", case.name(arithmetic)));
                 }
                 let bits = found.map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<_>>());
                 let mut first = first.borrow_mut();
