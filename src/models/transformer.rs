@@ -280,7 +280,7 @@ impl Transformer {
     /// attends to the sequence `of` it among `memory`, which is `hidden: [R', D]` from [`Recogniser::encode`] and how it is packed.
     ///
     /// # Errors
-    /// If the shapes do not fit, or on a GPU.
+    /// If the shapes do not fit; on a GPU, if a head has more than 128 columns.
     #[allow(clippy::too_many_arguments)] // What is read, how it is packed, and what belongs to what.
     pub fn decode(
         &self,

@@ -10,12 +10,12 @@ const ARITHMETICS: [Arithmetic; 3] = [Arithmetic::F32, Arithmetic::Tf32, Arithme
 /// Half a unit in the last place of f32, relative.
 const F32_UNIT: f64 = 1.0 / 16_777_216.0;
 
-/// The same of what the products read.
+/// The same of what the products read: 2^-n for n bits of mantissa, the leading one among them.
 fn unit(arithmetic: Arithmetic) -> f64 {
     match arithmetic {
         Arithmetic::F32 => F32_UNIT,
         Arithmetic::Tf32 => 2.0_f64.powi(-11),
-        Arithmetic::Bf16 => 2.0_f64.powi(-9),
+        Arithmetic::Bf16 => 2.0_f64.powi(-8),
     }
 }
 
