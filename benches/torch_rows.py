@@ -26,7 +26,7 @@ from itertools import cycle
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, ctc_loss, embedding, layer_norm, linear, log_softmax
+from torch.nn.functional import cross_entropy, ctc_loss, embedding, layer_norm, linear, log_softmax, scaled_dot_product_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 WARM_UP_STEPS = 2
@@ -299,6 +299,48 @@ def linear_cross_entropy(rows: int, inputs: int, symbols: int, device: torch.dev
     return step
 
 
+def transformer_encoder(layers: int, units: int, batch: int, frames: int, frozen: int, device: torch.device) -> Step:
+    """A training step of encoder layers and a norm on frames that are there, with Adam, the top `frozen` layers frozen."""
+    layer = nn.TransformerEncoderLayer(units, 4, 2048, 0.1, norm_first=True)
+    model = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(units), enable_nested_tensor=False).to(device)
+    if frozen:
+        for module in [*model.layers[-frozen:], model.norm]:
+            module.requires_grad_(False)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimizer = torch.optim.Adam(trainable, lr=1e-3, **fused)
+    inputs = torch.randn(frames, batch, units).to(device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(inputs).float().square().mean().backward()
+        nn.utils.clip_grad_norm_(trainable, 5.0)
+        optimizer.step()
+
+    return step
+
+
+def attention(batch: int, heads: int, frames: int, columns: int, device: torch.device, causal=False, only: str | None = None) -> Step:
+    """Attention of sequences to themselves, forward and backward or only one of them. Half precision is cast to and from, as in a model."""
+    q, k, v = (torch.randn(batch, heads, frames, columns).to(device).requires_grad_() for _ in range(3))
+    gradient = torch.randn(batch, heads, frames, columns).to(device)
+
+    def forward() -> torch.Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=causal).float()
+
+    output = forward()
+
+    def step() -> None:
+        if only == "forward":
+            forward()
+        elif only == "backward":
+            torch.autograd.grad(output, (q, k, v), gradient, retain_graph=True)
+        else:
+            torch.autograd.grad(forward(), (q, k, v), gradient)
+
+    return step
+
+
 def without_gradient(step: Step) -> Step:
     def run() -> None:
         with torch.no_grad():
@@ -423,6 +465,7 @@ def wsj_epoch(utterances: int, frozen: int, device: torch.device) -> Step:
 
 
 JOINT = "blstm-ctc/4x320/B16-T200/joint"
+ENCODER = "transformer-encoder/12x256/B8-T200"
 PAPERS = "blstm-ctc/4x320/B30-T800/joint"
 ROWS = [
     Row(JOINT, partial(blstm_ctc, 4, 320, 16, 200, 0), goal=0.75),
@@ -435,6 +478,12 @@ ROWS = [
     Row("ctc/B32-T400", partial(ctc, 32, 400), goal=0.5),
     Row("awd-lstm/B20-T35/joint", partial(awd_lstm, 20, 35, 0), goal=0.8),
     Row("awd-lstm/B20-T35/frozen-1", partial(awd_lstm, 20, 35, 1), goal=0.8, joint="awd-lstm/B20-T35/joint"),
+    Row(ENCODER, partial(transformer_encoder, 12, 256, 8, 200, 0), goal=0.8),
+    *(
+        Row(f"{ENCODER}/frozen-{frozen}", partial(transformer_encoder, 12, 256, 8, 200, frozen), joint=ENCODER)
+        for frozen in (3, 6, 9)
+    ),
+    Row("attention/B8-H4-T400-d64", partial(attention, 8, 4, 400, 64)),
 ]
 
 ATTENTION = "ctc-attention/4x320/B16-T200/joint"
@@ -473,6 +522,13 @@ ROWS += [
     Row("add/12000x1280", partial(elementwise, "add", 12000, 1280), rotates=True, **GPU),
     Row("embedding/5600x400-V33278/forward", partial(gather, 5600, 400, 33278), rotates=True, **GPU),
 ]
+for batch, heads, frames, columns in [(16, 8, 512, 64), (4, 8, 2048, 64), (4, 4, 2048, 128), (1, 8, 8192, 64)]:
+    for causal in (False, True) if columns == 64 else (False,):
+        name = f"attention/B{batch}-H{heads}-T{frames}-d{columns}{'-causal' if causal else ''}"
+        ROWS += [
+            Row(f"{name}/{only}", partial(attention, batch, heads, frames, columns, causal=causal, only=only), rotates=True, **GPU)
+            for only in ("forward", "backward")
+        ]
 ROWS += [
     Row(f"matmul/{m}x{n}x{k}", partial(matmul, m, n, k), rotates=True, **GPU)
     for m, n, k in [(12000, 1280, 320), (12000, 320, 640), (5600, 4600, 1150), (5600, 33278, 400), (4096, 4096, 4096)]

@@ -1,7 +1,7 @@
 // All trainable parameters move in three launches, however many tensors they are: partial sums of the gradient's norm, what follows from
-// the norm, the update. The arithmetic is that of src/optim, operation by operation (exact.cuh), so an update has the CPU's bits. Two
+// the norm, the update. The arithmetic is that of src/optim, operation by operation (exact.cuh), so an update has the CPU's bits. Three
 // scalars only may differ by a unit of f32, and hardly ever do: the clipping coefficient, since the squares are summed in another order,
-// and Adam's corrections, which pass through another pow; both are computed in f64 and rounded once.
+// and Adam's corrections and Noam's rate, which pass through another pow; all are computed in f64 and rounded once.
 //
 // Bytes per parameter: norm 4; Adadelta and Adam 28 (four streams read, three written), SGD 12, with momentum 20. Bound by memory:
 // about 90 operations for Adadelta stand against 28 bytes, in whose time an H200 does 190. 9.3 M parameters (4x320): 37 MB + 260 MB, 62 us
@@ -35,6 +35,7 @@ struct Slice {
 struct StepState {
     // Written by the host.
     double learning_rate, epsilon, weight_decay, clip;
+    double warmup, width; // of Noam's schedule (src/optim/noam.rs); 0: none
     // Calls so far, updates that they made, the last call's norm.
     unsigned long long steps, updates;
     double norm;
@@ -125,11 +126,13 @@ optim_prepare(StepState *state, const double *partials, const Slice *slices, int
     if (first != NONE) return;
     state->updates += 1;
     state->gradient_scale = state->clip == 0 ? 1.0f : float(fmin(state->clip / (norm + 1e-6), 1.0));
-    state->learning_rate_f32 = float(state->learning_rate);
+    const double updates = double(state->updates);
+    double rate = state->learning_rate;
+    if (state->warmup > 0) rate *= fmin(pow(updates, -0.5), updates * pow(state->warmup, -1.5)) / sqrt(state->width);
+    state->learning_rate_f32 = float(rate);
     state->epsilon_f32 = float(state->epsilon);
     state->weight_decay_f32 = float(state->weight_decay);
-    const double updates = double(state->updates);
-    state->step_size = float(state->learning_rate / (1.0 - pow(f64_of_bits(beta1), updates)));
+    state->step_size = float(rate / (1.0 - pow(f64_of_bits(beta1), updates)));
     state->correction = float(sqrt(1.0 - pow(f64_of_bits(beta2), updates)));
 }
 

@@ -1,8 +1,8 @@
-// What has to know which sequence and time a row belongs to: dropout, and subsampling of frames. Packed rows, time-major, longest sequence
+// What has to know which sequence and time a row belongs to: dropout, subsampling of frames, and positions. Packed rows, time-major, longest sequence
 // first: rows offsets[t] ... offsets[t + 1] - 1 are the frames of time t; offsets: [steps + 1]. Rows from offsets[steps] on belong to no
 // sequence, they only make shapes repeat, and become zero.
 //
-// Bytes per element: dropout 8, subsampling 8 of those kept, its backward by a factor s 4 + 4 / s (8 / s where it adds). Bound by memory:
+// Bytes per element: dropout and positions 8, subsampling 8 of those kept, its backward by a factor s 4 + 4 / s (8 / s where it adds). Bound by memory:
 // dropout's random numbers are about 110 instructions for four elements, 0.55 of what an H200 issues while it moves their 32 bytes.
 // 7500 x 320: 19 MB, 4 us at 4.8 TB/s.
 //
@@ -10,6 +10,7 @@
 // offsets, once a row, for all of the block.
 //
 // Not yet measured on a GPU.
+#include "exact.cuh"
 #include "random.cuh"
 #include "vector.cuh"
 
@@ -115,6 +116,33 @@ sequences_subsample_backward(float *dx, const float *dy, const int *offsets, con
     });
 }
 
+// y = scale x + p(first + time), p(t)[2 i] = sin(t / 10000^(2 i / columns)) and its cosine in [2 i + 1]; [rows, columns]. Block `time` computes
+// the sines of all its rows once: in f64, since an angle of thousands has lost its last digits in f32, so that p is off by no more than its
+// rounding and, where the f64 lies beside a tie, one unit in its last place.
+KERNEL(THREADS, 4)
+sequences_positions(float *y, const float *x, const int *offsets, int steps, int rows, int columns, float scale, int first) {
+    const int time = blockIdx.x;
+    const bool exists = time < steps; // the last block clears the rows of no sequence
+    const int begin = offsets[time], end = exists ? offsets[time + 1] : rows;
+    const bool in_pairs = columns % 2 == 0 && reinterpret_cast<std::uintptr_t>(x) % 8 == 0 && reinterpret_cast<std::uintptr_t>(y) % 8 == 0;
+    for (int column = 2 * threadIdx.x; column < columns; column += 2 * blockDim.x) {
+        const double angle = double(first + time) / pow(10000.0, double(column) / double(columns));
+        const float sine = exists ? float(sin(angle)) : 0.0f, cosine = exists ? float(cos(angle)) : 0.0f;
+        for (int row = begin; row < end; ++row) {
+            const long long place = (long long)row * columns + column;
+            if (in_pairs) {
+                const float2 values = exists ? *reinterpret_cast<const float2 *>(x + place) : make_float2(0.0f, 0.0f);
+                *reinterpret_cast<float2 *>(y + place) =
+                    make_float2(sum_of(product(scale, values.x), sine), sum_of(product(scale, values.y), cosine));
+            } else {
+                y[place] = exists ? sum_of(product(scale, x[place]), sine) : 0.0f;
+                if (column + 1 < columns) y[place + 1] = exists ? sum_of(product(scale, x[place + 1]), cosine) : 0.0f;
+            }
+        }
+    }
+}
+
 EXPORT(sequences_dropout);
 EXPORT(sequences_subsample);
 EXPORT(sequences_subsample_backward);
+EXPORT(sequences_positions);

@@ -2,6 +2,17 @@
 
 use crate::program::{self, end, log, run_to_end, wait_until};
 use crate::tiny::{Run, Tiny};
+use headfirst::backend::cuda::context::Recording;
+use headfirst::device::{Category, Device};
+use headfirst::models::Network;
+use headfirst::models::recogniser::{Recogniser, Teaching};
+use headfirst::models::transformer::{Sizes, Transformer};
+use headfirst::nn::{Parameters, Scheme};
+use headfirst::ops::arithmetic::{add, mean_square};
+use headfirst::ops::sequences::Sequences;
+use headfirst::random::{MaskKey, Philox};
+use headfirst::tape::{Tape, Var};
+use headfirst::tensor::Tensor;
 use headfirst::train::record::EpochRecord;
 use serde_json::Value;
 use std::fs;
@@ -70,6 +81,20 @@ fn ctc_with_attention_has_the_losses_of_the_cpu_on_the_gpu_joint_and_below_its_s
     let Some(on_cpu) = train(&tiny, "cpu", "cpu", &changes) else { return };
     assert_eq!(on_cpu.stages(), ["joint", "1-2"]);
     assert_same_losses("ctc-attention", &train(&tiny, "gpu", "gpu", &changes).unwrap(), &on_cpu);
+    assert_planned_as_trained(&tiny, "gpu", &changes);
+}
+
+#[test]
+fn a_transformer_has_the_losses_of_the_cpu_on_the_gpu_joint_and_below_its_softmax_layers() {
+    let tiny = Tiny::new();
+    let model = "model={kind=\"transformer\", encoder_layers=1, decoder_layers=1, units=16, heads=2, feedforward=24, dropout=0.1, \
+                 attention_dropout=0.1, label_smoothing=0.1, ctc_weight=0.3}";
+    let optimizer = "optimizer={kind=\"adam\", learning_rate=0.4, warmup=40}";
+    let cascade = "cascade={strategy=\"fixed\", compositions=[[1, 3]]}";
+    let changes = [model, optimizer, cascade, "training.max_epochs=2", "batch.utterances=6"];
+    let Some(on_cpu) = train(&tiny, "cpu", "cpu", &changes) else { return };
+    assert_eq!(on_cpu.stages(), ["joint", "1-3"]);
+    assert_same_losses("transformer", &train(&tiny, "gpu", "gpu", &changes).unwrap(), &on_cpu);
     assert_planned_as_trained(&tiny, "gpu", &changes);
 }
 
@@ -235,4 +260,81 @@ fn too_little_memory_is_said_before_training_with_what_would_fit() {
     }
     let errors = ended_with(needed / 4);
     assert!(errors.contains("No batch would fit"), "{errors}");
+}
+
+/// A pass over three utterances through the encoder and decoder layers and both softmax layers, with dropout: loss and gradients. The front end
+/// stays out of it.
+fn pass_through_layers(device: &Device, model: &Transformer, parameters: &mut Parameters, step: u32) -> Vec<Vec<f32>> {
+    let masks = MaskKey { seed: 4, stage: "joint".into(), step };
+    let sequences = Sequences::new(&[37, 20, 6]).unwrap();
+    // Taught longest first, so each reads another utterance's frames than its own number says.
+    let teaching = Teaching::new(&[vec![1, 2, 3], vec![4, 5, 6, 7, 1], vec![2]], model.end()).unwrap();
+    let shape = [sequences.rows(), model.sizes().units];
+    let mut stream = Philox::named(1, "frames").stream();
+    let frames = (0..shape[0] * shape[1]).map(|_| stream.normal() as f32).collect();
+    let recording = device.record();
+    let mut tape = Tape::new(device);
+    let frames = Var::constant(Tensor::from_vec(device, &shape, frames, Category::Activation));
+    let hidden = model.encode_frames(&mut tape, parameters, frames, &sequences, Some(&masks)).unwrap();
+    let Teaching { tokens, sequences: packed, of, .. } = &teaching;
+    let read = (&hidden, &sequences);
+    let symbols = model.decode(&mut tape, parameters, read, tokens, packed, of, Some(&masks)).unwrap();
+    let alignment = model.ctc_logits(&mut tape, parameters, &hidden, &sequences, Some(&masks)).unwrap();
+    let [symbols, alignment] = [symbols, alignment].map(|logits| mean_square(&mut tape, &logits).unwrap());
+    let loss = add(&mut tape, &symbols, &alignment).unwrap();
+    drop((hidden, symbols, alignment));
+    parameters.gradients.clear();
+    tape.backward(&loss, 1.0, &mut parameters.gradients).unwrap();
+    recording.into_iter().for_each(Recording::run);
+    let loss = loss.tensor().to_vec();
+    device.check().unwrap();
+    let gradients = (0..parameters.len()).map(|index| parameters.gradients.get(index).map(Tensor::to_vec));
+    std::iter::once(loss).chain(gradients.map(Option::unwrap_or_default)).collect()
+}
+
+#[test]
+fn the_layers_of_a_transformer_have_the_losses_and_gradients_of_the_cpu_at_every_step() {
+    let Some(gpu) = gpu() else { return };
+    let model = Transformer::new(Sizes {
+        inputs: 7,
+        encoder_layers: 2,
+        decoder_layers: 2,
+        units: 24,
+        heads: 2,
+        feedforward: 40,
+        dropout: 0.1,
+        attention_dropout: 0.2,
+        ctc_weight: 0.3,
+        label_smoothing: 0.1,
+        symbols: 9,
+    });
+    let structure = model.structure();
+    let front_end = structure.groups[0].parameters.end;
+    let parameters = |device: &Device| {
+        let mut parameters = Parameters::initialize(device, &structure.specs, Scheme::Pytorch, 5);
+        parameters.set_trainable(device, vec![true; structure.specs.len()]);
+        parameters
+    };
+    let devices = [Device::cpu(), headfirst::device::open(&gpu).unwrap().0];
+    let mut parameters = devices.each_ref().map(parameters);
+    let mut losses = Vec::new();
+    // From the second step on the work may be a graph: what changes from step to step, the masks, must not be part of it.
+    for step in 3..7 {
+        let [on_cpu, on_gpu] = [0, 1].map(|k| pass_through_layers(&devices[k], &model, &mut parameters[k], step));
+        losses.push(on_cpu[0][0]);
+        let largest = |values: &[f32]| values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        let of_all = on_cpu[1..].iter().map(|gradient| largest(gradient)).fold(0.0, f32::max);
+        for (index, (gpu, cpu)) in on_gpu.iter().zip(&on_cpu).enumerate() {
+            let name = index.checked_sub(1).map_or("the loss", |index| &structure.specs[index].name);
+            assert_eq!(gpu.len(), cpu.len(), "{name}");
+            assert_eq!(cpu.is_empty(), (1..=front_end).contains(&index), "{name} has a gradient");
+            // Some forty products of 12 to 40 terms behind one another, on either device: as in tests/torch_transformer.rs, and twice. A bias
+            // of the keys has no gradient but roundings of what cancels.
+            let bound = 40.0 * f32::EPSILON * largest(cpu).max(0.01 * of_all);
+            let error = gpu.iter().zip(cpu).fold(0.0_f32, |error, (gpu, cpu)| error.max((gpu - cpu).abs()));
+            assert!(error <= bound, "{name} at step {step}: {error} > {bound}");
+        }
+    }
+    losses.dedup();
+    assert_eq!(losses.len(), 4, "every step has masks of its own");
 }

@@ -27,7 +27,7 @@ struct Fault {
     case: &'static str,
 }
 
-const FAULTS: [Fault; 3] = [
+const FAULTS: [Fault; 5] = [
     Fault {
         name: "a barrier is gone: the equations are applied before all warps have their sums",
         kernel: "lstm",
@@ -54,6 +54,24 @@ const FAULTS: [Fault; 3] = [
         wrong: "y[begin + 1] = x[begin + 1];",
         caught_by: &[VALUES],
         case: "dropout",
+    },
+    Fault {
+        name: "a barrier is gone: keys are read that other threads still bring in",
+        kernel: "attention",
+        file: "attention.cu",
+        right: "barrier(); // all have this stage, and nobody reads the other one any more",
+        wrong: "",
+        caught_by: &[VALUES],
+        case: "attention of lengths",
+    },
+    Fault {
+        name: "an exchange is gone: a lane keeps what was drawn for another query",
+        kernel: "attention",
+        file: "attention.cu",
+        right: "return exchange(bits, 1, 0x33333333u, 2);",
+        wrong: "return bits;",
+        caught_by: &[VALUES],
+        case: "attention of lengths",
     },
 ];
 
@@ -133,7 +151,10 @@ fn the_checks_of_the_kernels_fail_where_a_barrier_an_index_or_a_mask_is_wrong() 
     let command = fs::read_to_string(Path::new(OBJECTS).join("command")).unwrap();
 
     let whole = Workshop::new(&command);
-    let library = whole.library(&FAULTS.each_ref().map(|fault| fault.kernel));
+    // Those of one kernel stand together.
+    let mut kernels = FAULTS.each_ref().map(|fault| fault.kernel).to_vec();
+    kernels.dedup();
+    let library = whole.library(&kernels);
     for name in [VALUES, ORDER] {
         let output = check(name, &library);
         let text = String::from_utf8_lossy(&output.stdout);

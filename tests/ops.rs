@@ -1,7 +1,7 @@
 //! One table of operations and shapes, and what is promised of every row.
 
 use crate::reference;
-use headfirst::device::{Category, Device, DeviceKind};
+use headfirst::device::{Category, Device};
 use headfirst::ops;
 use headfirst::ops::attention::Heads;
 use headfirst::ops::attention_decoder::{Operands, Transcripts};
@@ -28,14 +28,6 @@ struct Case {
     reference: Reference,
     /// How many rounded operations stand behind one element of the output or of a gradient, at most: the tolerance grows with it.
     depth: usize,
-    /// Whether a GPU computes it too.
-    on_gpu: bool,
-}
-
-impl Case {
-    fn on_cpu_alone(self) -> Self {
-        Case { on_gpu: false, ..self }
-    }
 }
 
 fn case(
@@ -51,7 +43,6 @@ fn case(
         forward: Box::new(forward),
         reference: Box::new(reference),
         depth,
-        on_gpu: true,
     }
 }
 
@@ -235,25 +226,22 @@ fn attention(cases: &mut Vec<Case>, lengths: &[usize], columns: usize, heads: us
     let mask = (dropped > 0.0).then(|| Mask::new(&key, "self_attn", dropped).unwrap());
     let packing = sequences.clone();
     let shape: &[usize] = &[sequences.rows(), columns];
-    cases.push(
-        case(
-            format!("attention of lengths {lengths:?}, {heads} heads of {columns}, causal {causal}, drop {dropped}"),
-            &[shape, shape, shape],
-            4 * (sequences.steps() + columns) + 32,
-            move |tape, x| {
-                let heads = Heads::within(heads, &packing, causal, mask);
-                ops::attention::attention(tape, &x[0], &x[1], &x[2], heads).unwrap()
-            },
-            move |x| {
-                let factor = |place| if dropped > 0.0 { mask_factor(&key, "self_attn", dropped, place) } else { 1.0 };
-                let of: Vec<usize> = (0..sequences.count()).collect();
-                let (queries, keys) = (&sequences, &sequences);
-                let of = reference::Attention { heads, queries, keys, of: &of, causal, factor: &factor };
-                reference::attention(&x[0], &x[1], &x[2], &of)
-            },
-        )
-        .on_cpu_alone(),
-    );
+    cases.push(case(
+        format!("attention of lengths {lengths:?}, {heads} heads of {columns}, causal {causal}, drop {dropped}"),
+        &[shape, shape, shape],
+        4 * (sequences.steps() + columns) + 32,
+        move |tape, x| {
+            let heads = Heads::within(heads, &packing, causal, mask);
+            ops::attention::attention(tape, &x[0], &x[1], &x[2], heads).unwrap()
+        },
+        move |x| {
+            let factor = |place| if dropped > 0.0 { mask_factor(&key, "self_attn", dropped, place) } else { 1.0 };
+            let of: Vec<usize> = (0..sequences.count()).collect();
+            let (queries, keys) = (&sequences, &sequences);
+            let of = reference::Attention { heads, queries, keys, of: &of, causal, factor: &factor };
+            reference::attention(&x[0], &x[1], &x[2], &of)
+        },
+    ));
 }
 
 /// From sequences to others, in another order, one of which has two readers and one none.
@@ -262,20 +250,17 @@ fn cross_attention(cases: &mut Vec<Case>) {
     let of = [2, 0, 0];
     let heads =
         Heads { count: 2, queries: queries.clone(), keys: keys.clone(), of: of.into(), causal: false, mask: None };
-    cases.push(
-        case(
-            "attention from sequences to others",
-            &[&[queries.rows(), 6], &[keys.rows(), 6], &[keys.rows(), 6]],
-            100,
-            move |tape, x| ops::attention::attention(tape, &x[0], &x[1], &x[2], heads.clone()).unwrap(),
-            move |x| {
-                let (queries, keys) = (&queries, &keys);
-                let of = reference::Attention { heads: 2, queries, keys, of: &of, causal: false, factor: &|_| 1.0 };
-                reference::attention(&x[0], &x[1], &x[2], &of)
-            },
-        )
-        .on_cpu_alone(),
-    );
+    cases.push(case(
+        "attention from sequences to others",
+        &[&[queries.rows(), 6], &[keys.rows(), 6], &[keys.rows(), 6]],
+        100,
+        move |tape, x| ops::attention::attention(tape, &x[0], &x[1], &x[2], heads.clone()).unwrap(),
+        move |x| {
+            let (queries, keys) = (&queries, &keys);
+            let of = reference::Attention { heads: 2, queries, keys, of: &of, causal: false, factor: &|_| 1.0 };
+            reference::attention(&x[0], &x[1], &x[2], &of)
+        },
+    ));
 }
 
 fn convolution(
@@ -331,47 +316,23 @@ fn pooling(cases: &mut Vec<Case>, lengths: &[usize], bins: usize, channels: usiz
 fn positions(cases: &mut Vec<Case>) {
     let sequences = Sequences::new(&[900, 3, 1]).unwrap();
     let packing = sequences.clone();
-    cases.push(
-        case(
-            "positions",
-            &[&[sequences.rows(), 7]],
-            4,
-            move |tape, x| ops::positions::positions(tape, &x[0], &packing, 2.5, 40).unwrap(),
-            move |x| {
-                let mut output: Vec<f64> = x[0].iter().map(|x| 2.5 * x).collect();
-                for (sequence, &length) in sequences.lengths().iter().enumerate() {
-                    for (time, column) in (0..length).flat_map(|time| (0..7).map(move |column| (time, column))) {
-                        let angle = (40 + time) as f64 / 10_000_f64.powf((column - column % 2) as f64 / 7.0);
-                        output[sequences.row(sequence, time) * 7 + column] +=
-                            if column % 2 == 0 { angle.sin() } else { angle.cos() };
-                    }
+    cases.push(case(
+        "positions",
+        &[&[sequences.rows(), 7]],
+        4,
+        move |tape, x| ops::positions::positions(tape, &x[0], &packing, 2.5, 40).unwrap(),
+        move |x| {
+            let mut output: Vec<f64> = x[0].iter().map(|x| 2.5 * x).collect();
+            for (sequence, &length) in sequences.lengths().iter().enumerate() {
+                for (time, column) in (0..length).flat_map(|time| (0..7).map(move |column| (time, column))) {
+                    let angle = (40 + time) as f64 / 10_000_f64.powf((column - column % 2) as f64 / 7.0);
+                    output[sequences.row(sequence, time) * 7 + column] +=
+                        if column % 2 == 0 { angle.sin() } else { angle.cos() };
                 }
-                output
-            },
-        )
-        .on_cpu_alone(),
-    );
-}
-
-#[cfg(feature = "emulator")]
-#[test]
-fn an_operation_without_a_kernel_is_an_error_on_a_gpu_and_never_a_wrong_result() {
-    use headfirst::backend::cuda::emulator::{AVAILABLE, Order};
-    if !AVAILABLE {
-        return;
-    }
-    let device = Device::emulator(Order::Forward);
-    let zeros = |shape: &[usize]| Var::constant(Tensor::zeros(&device, shape, Category::Parameter));
-    let (mut tape, sequences) = (Tape::new(&device), Sequences::new(&[2]).unwrap());
-    let x = zeros(&[2, 4]);
-    let heads = Heads::within(1, &sequences, false, None);
-    let errors = [
-        ops::attention::attention(&mut tape, &x, &x, &x, heads).map(drop),
-        ops::positions::positions(&mut tape, &x, &sequences, 1.0, 0).map(drop),
-    ];
-    for error in errors {
-        assert!(error.unwrap_err().to_string().contains("not computed on a GPU yet. Use --device cpu"));
-    }
+            }
+            output
+        },
+    ));
 }
 
 fn arithmetic(cases: &mut Vec<Case>) {
@@ -429,7 +390,6 @@ fn lstm(cases: &mut Vec<Case>, lengths: &[usize], inputs: usize, hidden: usize, 
         name: format!("lstm of lengths {lengths:?}, {inputs} inputs, {hidden} units, {directions} directions"),
         depth: (sequences.steps() + 1) * (4 * hidden + inputs + 16) + sequences.rows(),
         shapes,
-        on_gpu: true,
         forward: Box::new(move |tape, x| {
             let directions: Vec<Direction> = x[1..].chunks(4).map(direction).collect();
             ops::lstm::lstm(tape, &x[0], &packing, &directions).unwrap()
@@ -666,11 +626,9 @@ fn devices() -> Vec<Device> {
     }
 }
 
-/// Every row of the table on every device that computes it.
+/// Every row of the table on every device.
 fn everywhere(devices: &[Device]) -> Vec<(&Device, Case)> {
-    let on_gpu = |device: &Device| device.kind() == DeviceKind::Cuda;
-    let cases = |device| table().into_iter().map(move |case| (device, case));
-    devices.iter().flat_map(cases).filter(|(device, case)| case.on_gpu || !on_gpu(device)).collect()
+    devices.iter().flat_map(|device| table().into_iter().map(move |case| (device, case))).collect()
 }
 
 #[test]
@@ -698,7 +656,7 @@ fn an_operation_has_the_same_bits_whenever_it_runs() {
 #[cfg(feature = "emulator")]
 #[test]
 fn the_order_of_a_kernels_threads_does_not_change_a_bit() {
-    for case in table().into_iter().filter(|case| case.on_gpu) {
+    for case in table() {
         let trainable = vec![true; case.shapes.len()];
         let results: Vec<_> = devices()[1..]
             .iter()

@@ -140,6 +140,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn so_does_an_encoders_and_a_step_that_repeats_is_one_graph() {
+        let counts = |stage: &str| {
+            let specs = select(&[format!("transformer-encoder/12x256/B8-T200{stage}")]).unwrap();
+            count(&specs[0], Arithmetic::Bf16).unwrap()
+        };
+        let steps = ["", "/frozen-3", "/frozen-6", "/frozen-9"].map(counts);
+        for pair in steps.windows(2) {
+            assert!(pair[1].0.launches() < pair[0].0.launches());
+            assert!(pair[1].1 <= pair[0].1);
+        }
+        // Nothing that changes from step to step is part of the list.
+        assert!(steps.iter().all(|(tally, _)| tally.graphs == 1 && tally.allocations == 0), "{:?}", steps[0].0);
+    }
+
     /// The counting device and the emulator are asked for the same work: the first counts what the second runs.
     #[cfg(feature = "emulator")]
     #[test]
@@ -149,19 +164,21 @@ mod tests {
             println!("skipped: there is no C++ compiler, so no emulator");
             return;
         }
-        let spec = select(&["blstm-ctc/4x320/B16-T200/frozen-2".into()]).unwrap()[0].small();
-        let emulator = Device::emulator(Order::Forward);
-        let Backend::Cuda(context) = emulator.backend() else { unreachable!("an emulated GPU") };
-        let (counting, counter) = counting(Some(context.properties().clone()));
-        let Backend::Cuda(counted) = counting.backend() else { unreachable!("a counting GPU") };
-        for device in [&emulator, &counting] {
-            let mut prepared = prepare(&Bench { device: device.clone(), rotate: false }, &spec).unwrap();
-            (prepared.run)(0).unwrap();
+        for name in ["blstm-ctc/4x320/B16-T200/frozen-2", "transformer-encoder/12x256/B8-T200/frozen-9"] {
+            let spec = select(&[name.into()]).unwrap()[0].small();
+            let emulator = Device::emulator(Order::Forward);
+            let Backend::Cuda(context) = emulator.backend() else { unreachable!("an emulated GPU") };
+            let (counting, counter) = counting(Some(context.properties().clone()));
+            let Backend::Cuda(counted) = counting.backend() else { unreachable!("a counting GPU") };
+            for device in [&emulator, &counting] {
+                let mut prepared = prepare(&Bench { device: device.clone(), rotate: false }, &spec).unwrap();
+                (prepared.run)(0).unwrap();
+            }
+            let (counted, emulated) = (counted.counters(), context.counters());
+            assert_eq!(counted.launches, emulated.launches);
+            assert_eq!(counted.uploaded, emulated.uploaded);
+            assert_eq!(counted.downloaded, emulated.downloaded);
+            assert_eq!(counter.take().launches(), emulated.launches);
         }
-        let (counted, emulated) = (counted.counters(), context.counters());
-        assert_eq!(counted.launches, emulated.launches);
-        assert_eq!(counted.uploaded, emulated.uploaded);
-        assert_eq!(counted.downloaded, emulated.downloaded);
-        assert_eq!(counter.take().launches(), emulated.launches);
     }
 }

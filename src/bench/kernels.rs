@@ -466,7 +466,14 @@ impl Optimized {
     }
 
     fn on_device(context: &Arc<Context>, method: Method, trainable: Trainable) -> (Plan, Buffer) {
-        let hyperparameters = Hyperparameters { learning_rate: 0.1, epsilon: 1e-8, weight_decay: 0.0, clip: CLIP };
+        let hyperparameters = Hyperparameters {
+            learning_rate: 0.1,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip: CLIP,
+            warmup: 0.0,
+            width: 0.0,
+        };
         let state = context.allocate(size_of::<StepState>());
         context.upload(&state, &[StepState::new(hyperparameters, 0, 0)]);
         (Plan::new(context, method, &[trainable]), state)

@@ -1,13 +1,14 @@
 //! The benchmark: kernels and whole training steps at named sizes, on the data that a shape alone determines, against what the device can do
 //! at best. One code path for the CPU, for a GPU and for the emulated one.
 //!
-//! - [`table`]: the rows, their sizes and names. `kernels`, `lstm`, `steps`: their work. `work`: what that is made of.
+//! - [`table`]: the rows, their sizes and names. `kernels`, `lstm`, `attention`, `steps`: their work. `work`: what that is made of.
 //! - [`limits`]: the device's copy bandwidth and matrix rate. [`compare`]: an earlier result beside this one.
 //! - [`counts`]: what can be counted without a GPU. `nvtx`: names for profilers.
 //!
 //! A time is that of many runs between two waits, divided by their number: on a GPU, whose launches run on their own, a run alone would be
 //! measured with the wait. Operands rotate there, so that no run finds those of the one before in a cache.
 
+mod attention;
 pub mod compare;
 pub mod counts;
 mod kernels;
@@ -132,9 +133,14 @@ pub fn measure(device: &Device, spec: &Spec, options: Options, limits: Option<&L
 
 fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     match spec.kind {
-        Kind::BlstmCtc | Kind::CtcAttention | Kind::Saved | Kind::Epoch | Kind::AwdLstm | Kind::AwdSaved => {
-            steps::prepare(bench, spec)
-        }
+        Kind::BlstmCtc
+        | Kind::CtcAttention
+        | Kind::Saved
+        | Kind::Epoch
+        | Kind::AwdLstm
+        | Kind::AwdSaved
+        | Kind::TransformerEncoder => steps::prepare(bench, spec),
+        Kind::Attention | Kind::AttentionForward | Kind::AttentionBackward => attention::prepare(bench, spec),
         Kind::Lstm | Kind::LstmLayer | Kind::LstmForward | Kind::LstmBackward => lstm::prepare(bench, spec),
         _ => kernels::prepare(bench, spec),
     }

@@ -7,19 +7,21 @@ use crate::data::streams::TextBatch;
 use crate::data::{BatchLimits, BatchPlan};
 use crate::device::{Category, Device};
 use crate::error::Result;
-use crate::models::Network;
 use crate::models::blstm_ctc::{BlstmCtc, Sizes};
 use crate::models::blstm_encoder::EncoderSizes;
 use crate::models::ctc_attention::{self, CtcAttention};
 use crate::models::lstm_lm::{self as text, Dropouts, LstmLm};
 use crate::models::recogniser::Recogniser;
+use crate::models::transformer::{self, Transformer};
+use crate::models::{Network, Structure};
 use crate::nn::{ParameterSpec, Parameters, Scheme};
+use crate::ops::arithmetic::mean_square;
 use crate::ops::dropout::Sharing;
 use crate::ops::sequences::Sequences;
 use crate::optim::Method;
 use crate::primitives::{Factor, column_sums, product};
 use crate::random::MaskKey;
-use crate::tape::{Place, Tape};
+use crate::tape::{Place, Tape, Var};
 use crate::tensor::Tensor;
 use crate::train::learner::{Batch, Learner};
 use crate::train::text_learner::{Carried, Objective};
@@ -56,6 +58,7 @@ pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     match spec.kind {
         Kind::Saved | Kind::AwdSaved => saved(bench, spec),
         Kind::AwdLstm => text_step(bench, spec),
+        Kind::TransformerEncoder => encoder_step(bench, spec),
         Kind::Epoch => epoch(bench, spec),
         Kind::CtcAttention => {
             // The decoder's steps wait for one another too: one for every label and the end.
@@ -170,6 +173,81 @@ fn text_step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
         pending.replace(running).map_or(Ok(()), |before| learner.settle_text(before).map(|_| ()))
     };
     Ok(Prepared::new(bytes, run).waiting(2 * layers * steps, EXCHANGE))
+}
+
+const ENCODER_UPDATE: UpdateOptions =
+    UpdateOptions { method: Method::Adam { beta1: 0.9, beta2: 0.999 }, learning_rate: 1e-3, ..UPDATE };
+
+/// A `transformer` of which only encoder layers are trained and run.
+fn encoder(device: &Device, spec: &Spec) -> Learner<Transformer> {
+    let sizes = transformer::Sizes {
+        inputs: 7, // the smallest that two convolutions leave something of
+        encoder_layers: spec.size("layers"),
+        decoder_layers: 1,
+        units: spec.size("H"),
+        heads: spec.size("heads"),
+        feedforward: spec.size("F"),
+        dropout: 0.1,
+        attention_dropout: 0.1,
+        ctc_weight: 1.0,
+        label_smoothing: 0.0,
+        symbols: 3,
+    };
+    let (layers, frozen) = (sizes.encoder_layers, spec.size("frozen"));
+    let model = Transformer::new(sizes);
+    let parameters = Parameters::initialize(device, &model.structure().specs, Scheme::Espnet, 1);
+    // The front end is the lowest group; above the encoder layers are the decoder's and the softmax.
+    let frozen_groups: Vec<usize> =
+        (0..model.structure().groups.len()).filter(|&group| group == 0 || group > layers - frozen).collect();
+    Learner::with_parameters(device, model, parameters, &frozen_groups, ENCODER_UPDATE)
+}
+
+/// Starts a step on frames `[R, H]`; gives the bytes kept for backward too.
+fn encode_and_update(
+    learner: &mut Learner<Transformer>,
+    frames: &Tensor,
+    sequences: &Sequences,
+    masks: &MaskKey,
+) -> Result<(u64, Updating)> {
+    let device = learner.device().clone();
+    let recording = device.record();
+    let mut tape = Tape::new(&device);
+    let (parameters, frames) = (&learner.parameters, Var::constant(frames.clone()));
+    let hidden = learner.model().encode_frames(&mut tape, parameters, frames, sequences, Some(masks))?;
+    let loss = mean_square(&mut tape, &hidden)?;
+    drop(hidden);
+    let kept = device.ledger().live(Category::Activation);
+    learner.parameters.gradients.clear();
+    tape.backward(&loss, 1.0, &mut learner.parameters.gradients)?;
+    drop(loss);
+    let update = learner.updater.update(&device, &mut learner.parameters);
+    recording.into_iter().for_each(Recording::run);
+    device.check()?;
+    Ok((kept, update))
+}
+
+fn encoder_step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
+    let sequences = Sequences::new(&vec![spec.size("T"); spec.size("B")])?;
+    let (shape, masks) = ([sequences.rows(), spec.size("H")], masks());
+    let counted = |learner: &mut Learner<Transformer>| {
+        let frames = Tensor::zeros(learner.device(), &shape, Category::Parameter);
+        encode_and_update(learner, &frames, &sequences, &masks).map(|(kept, _)| kept)
+    };
+    let bytes = least_bytes(&mut encoder(&Device::plan(), spec), counted)?;
+    let mut learner = encoder(&bench.device, spec);
+    // The rest of the model is there and nobody reads it.
+    let Structure { specs, groups, .. } = learner.model().structure();
+    let read = groups[1].parameters.start..groups[spec.size("layers")].parameters.end;
+    let idle: usize =
+        specs.iter().map(ParameterSpec::len).sum::<usize>() - specs[read].iter().map(ParameterSpec::len).sum::<usize>();
+    let bytes = bytes - 2 * size_of::<f32>() * idle;
+    let frames = bench.normal(&shape, "frames");
+    let mut pending = None;
+    Ok(Prepared::new(bytes, move |_| {
+        let (_, update) = encode_and_update(&mut learner, &frames, &sequences, &masks)?;
+        pending.replace(update).map(Updating::read);
+        learner.device().check()
+    }))
 }
 
 /// What freezing a group saves: these, for all its weights, at the sizes of the step.

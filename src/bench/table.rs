@@ -18,6 +18,9 @@ pub enum Kind {
     /// A training step of a `ctc-attention` with as many encoder layers and the sizes of `blstm-ctc`'s, A units of attention over 10 filters of 201
     /// taps, D units of the decoder, the top `frozen` groups frozen: the softmax layers, the decoder, encoder layers.
     CtcAttention,
+    /// A training step of a Transformer's encoder layers with the norm behind them, on frames that are there: norms first, feed-forward parts of F
+    /// units, dropout 0.1 everywhere, the mean square of the output as loss, Adam; the top `frozen` layers frozen.
+    TransformerEncoder,
     /// Training steps through N generated utterances with the lengths of WSJ si284, in its recipe's batches. Runs once.
     Epoch,
     /// One LSTM layer with as many inputs as units, forward and backward, with the gradients of all weights and of the input.
@@ -28,6 +31,11 @@ pub enum Kind {
     LstmForward,
     /// The recurrence alone, backward.
     LstmBackward,
+    /// Attention of sequences to themselves, `heads` heads of d columns, causal or not: forward and backward, with the gradients of queries, keys
+    /// and values.
+    Attention,
+    AttentionForward,
+    AttentionBackward,
     /// Log-softmax and CTC, forward and backward.
     Ctc,
     /// Softmax and cross entropy with labels: losses, and the gradient in the place of the logits.
@@ -98,6 +106,29 @@ pub fn rows() -> Vec<Spec> {
         };
         (0..=1).for_each(|frozen| row(Kind::AwdLstm, &sizes(frozen)));
         row(Kind::AwdSaved, &sizes(1));
+    }
+
+    for frozen in [0, 3, 6, 9] {
+        let model = [("layers", 12), ("H", 256), ("heads", 4), ("F", 2048)];
+        row(Kind::TransformerEncoder, &[&model[..], &[("B", 8), ("T", 200), ("frozen", frozen)]].concat());
+    }
+    let attention = |batch, heads, steps, columns, causal| {
+        [("B", batch), ("heads", heads), ("T", steps), ("d", columns), ("causal", causal)]
+    };
+    row(Kind::Attention, &attention(8, 4, 400, 64, 0));
+    // 8192 frames of 512 columns each time.
+    for (batch, heads, steps, columns, causal) in [
+        (16, 8, 512, 64, 0),
+        (16, 8, 512, 64, 1),
+        (4, 8, 2048, 64, 0),
+        (4, 8, 2048, 64, 1),
+        (4, 4, 2048, 128, 0),
+        (1, 8, 8192, 64, 0),
+        (1, 8, 8192, 64, 1),
+    ] {
+        for kind in [Kind::AttentionForward, Kind::AttentionBackward] {
+            row(kind, &attention(batch, heads, steps, columns, causal));
+        }
     }
 
     let layer =
@@ -211,7 +242,7 @@ impl Spec {
     fn change(&mut self, change: &str) -> Result<()> {
         let error = |problem: String| Error::key("--set", problem);
         let (name, value) = change.split_once('=').unwrap_or((change, ""));
-        let smallest = usize::from(name != "frozen");
+        let smallest = usize::from(!matches!(name, "frozen" | "causal"));
         let value: usize =
             value.parse().ok().filter(|&value| (smallest..1 << 31).contains(&value)).ok_or_else(|| {
                 error(format!("{change:?} is not a size")).remedy("Use, for example, --set B=30,T=400")
@@ -221,13 +252,25 @@ impl Spec {
             return Err(error(format!("{row} has no size {name:?}")).remedy(format!("It has {known}")));
         };
         size.1 = value;
-        let groups = self.size("layers") + if self.kind == Kind::CtcAttention { 2 } else { 1 };
+        // Beside the layers: the softmax, of a recogniser with a decoder that too.
+        let groups = self.size("layers")
+            + match self.kind {
+                Kind::TransformerEncoder => 0,
+                Kind::CtcAttention => 2,
+                _ => 1,
+            };
         let trainable = if matches!(self.kind, Kind::Saved | Kind::AwdSaved) { 0 } else { 1 };
         if self.size("frozen") + trainable > groups && self.sizes.iter().any(|(name, _)| *name == "frozen") {
             return Err(error(format!("{row}: {change} freezes more than a model of {groups} groups has to freeze")));
         }
         if self.sizes.iter().any(|(name, _)| *name == "directions") && self.size("directions") > 2 {
             return Err(error(format!("{change}: an LSTM has one direction or two")));
+        }
+        if self.size("causal") > 1 {
+            return Err(error(format!("{change}: causal is 1, or 0 for not")));
+        }
+        if self.kind == Kind::TransformerEncoder && !self.size("H").is_multiple_of(self.size("heads")) {
+            return Err(error(format!("{change}: heads share the units equally")));
         }
         Ok(())
     }
@@ -236,7 +279,8 @@ impl Spec {
     pub fn small(&self) -> Spec {
         let small = |&(name, size): &Size| {
             let most = match name {
-                "layers" | "directions" | "frozen" | "factor" | "stride" => size,
+                "layers" | "directions" | "frozen" | "factor" | "stride" | "causal" => size,
+                "heads" => 2,
                 "P" => 1003,
                 "K" | "R" => 33,
                 "M" | "N" => 19,
@@ -294,6 +338,10 @@ impl fmt::Display for Spec {
         let matrix = |name: &str| format!("{name}/{}x{}", size("R"), size("H"));
         let product = |name: &str| format!("{name}/{}x{}x{}", size("M"), size("N"), size("K"));
         let sequences = || format!("{}/B{}-T{}", size("H"), size("B"), size("T"));
+        let attention = || {
+            let causal = if size("causal") == 1 { "-causal" } else { "" };
+            format!("attention/B{}-H{}-T{}-d{}{causal}", size("B"), size("heads"), size("T"), size("d"))
+        };
         let vocabulary = || format!("{}x{}-V{}", size("R"), size("H"), size("V"));
         f.write_str(&match self.kind {
             Kind::BlstmCtc => format!("{}/{}", model(), stage()),
@@ -306,11 +354,22 @@ impl fmt::Display for Spec {
             }
             Kind::AwdLstm => format!("{}/{}", text_model(), stage()),
             Kind::AwdSaved => format!("{}/saved-{}", text_model(), size("frozen")),
+            Kind::TransformerEncoder => {
+                let own = [("heads", 4), ("F", 2048)];
+                let others = own.iter().filter(|&&(name, usual)| size(name) != usual);
+                let others: String = others.map(|&(name, _)| format!("-{name}{}", size(name))).collect();
+                let frozen = if size("frozen") > 0 { format!("/{}", stage()) } else { String::new() };
+                let (layers, units) = (size("layers"), size("H"));
+                format!("transformer-encoder/{layers}x{units}/B{}-T{}{others}{frozen}", size("B"), size("T"))
+            }
             Kind::Epoch => format!("wsj-epoch/{}x{}/N{}/{}", size("layers"), size("H"), size("N"), stage()),
             Kind::Lstm => format!("lstm/{}", layer()),
             Kind::LstmLayer => format!("lstm/{}/forward", layer()),
             Kind::LstmForward => format!("lstm-recurrence/{}/forward", layer()),
             Kind::LstmBackward => format!("lstm-recurrence/{}/backward", layer()),
+            Kind::Attention => attention(),
+            Kind::AttentionForward => attention() + "/forward",
+            Kind::AttentionBackward => attention() + "/backward",
             Kind::Ctc => {
                 let labels = if size("L") == 60 { String::new() } else { format!("-L{}", size("L")) };
                 let symbols = if size("V") == 50 { String::new() } else { format!("-V{}", size("V")) };
@@ -372,6 +431,8 @@ mod tests {
             "ctc/B32-T400",
             "ctc-attention/4x320/B16-T200/joint",
             "convolution/64-64/B16-T400-F83",
+            "attention/B8-H4-T400-d64",
+            "transformer-encoder/12x256/B8-T200",
         ] {
             assert!(names.iter().any(|known| known == name), "{name}");
         }

@@ -250,11 +250,39 @@ impl Transformer {
         layer.second.forward(tape, parameters, &inner)
     }
 
+    /// The encoder layers and the norm behind them: `x: [R, D]` from the front end, gives `[R, D]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn encode_frames(
+        &self,
+        tape: &mut Tape,
+        parameters: &Parameters,
+        mut x: Var,
+        sequences: &Sequences,
+        masks: Option<&MaskKey>,
+    ) -> Result<Var> {
+        for layer in &self.encoder {
+            let normalised = layer.norms[0].forward(tape, parameters, &x)?;
+            let own = layer.attention.keys_and_values(tape, parameters, &normalised)?;
+            let name = format!("{}.self_attn", layer.name);
+            let heads = Heads::within(self.sizes.heads, sequences, false, self.attention_mask(masks, &name)?);
+            let part = layer.attention.forward(tape, parameters, &normalised, &own, heads)?;
+            drop((normalised, own));
+            x = self.add(tape, &x, part, sequences, masks, &name)?;
+            let normalised = layer.norms[1].forward(tape, parameters, &x)?;
+            let part = self.feedforward(tape, parameters, &layer.feedforward, &normalised, sequences, masks)?;
+            drop(normalised);
+            x = self.add(tape, &x, part, sequences, masks, &layer.feedforward.name)?;
+        }
+        self.encoder_norm.forward(tape, parameters, &x)
+    }
+
     /// The decoder with teacher forcing: the logits of the symbol after each token, `[R, V]`. `tokens` are packed as `sequences`, each of which
     /// attends to the sequence `of` it among `memory`, which is `hidden: [R', D]` from [`Recogniser::encode`] and how it is packed.
     ///
     /// # Errors
-    /// If the shapes do not fit, or on a GPU.
+    /// If the shapes do not fit; on a GPU, if a head has more than 128 columns.
     #[allow(clippy::too_many_arguments)] // What is read, how it is packed, and what belongs to what.
     pub fn decode(
         &self,
@@ -469,21 +497,8 @@ impl Recogniser for Transformer {
         let x = ops::convolution::channels_first(tape, &x, self.sizes.units)?;
         let x = self.front.forward(tape, parameters, &x)?;
         let x = ops::positions::positions(tape, &x, &sequences, (self.sizes.units as f32).sqrt(), 0)?;
-        let mut x = self.dropped(tape, x, &sequences, masks, "encoder.embed")?;
-        for layer in &self.encoder {
-            let normalised = layer.norms[0].forward(tape, parameters, &x)?;
-            let own = layer.attention.keys_and_values(tape, parameters, &normalised)?;
-            let name = format!("{}.self_attn", layer.name);
-            let heads = Heads::within(self.sizes.heads, &sequences, false, self.attention_mask(masks, &name)?);
-            let part = layer.attention.forward(tape, parameters, &normalised, &own, heads)?;
-            drop((normalised, own));
-            x = self.add(tape, &x, part, &sequences, masks, &name)?;
-            let normalised = layer.norms[1].forward(tape, parameters, &x)?;
-            let part = self.feedforward(tape, parameters, &layer.feedforward, &normalised, &sequences, masks)?;
-            drop(normalised);
-            x = self.add(tape, &x, part, &sequences, masks, &layer.feedforward.name)?;
-        }
-        Ok((self.encoder_norm.forward(tape, parameters, &x)?, sequences))
+        let x = self.dropped(tape, x, &sequences, masks, "encoder.embed")?;
+        Ok((self.encode_frames(tape, parameters, x, &sequences, masks)?, sequences))
     }
 
     fn ctc_logits(

@@ -28,7 +28,7 @@ impl Attention {
     /// `x: [Rq, D]` attends to what [`Attention::keys_and_values`] gave; gives `[Rq, D]`.
     ///
     /// # Errors
-    /// If the shapes do not fit, or on a GPU.
+    /// If the shapes do not fit; on a GPU, if a head has more than 128 columns.
     pub fn forward(
         &self,
         tape: &mut Tape,

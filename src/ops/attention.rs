@@ -4,10 +4,14 @@
 //! query and head, and computes the probabilities again: no T x T matrix is kept.
 
 use crate::backend::cpu::attention::{Attention, Gradients, Packing};
+use crate::backend::cuda;
+use crate::backend::cuda::context::{Buffer, Context};
+use crate::backend::cuda::matmul::Arithmetic;
 use crate::device::{Backend, Category};
 use crate::error::{Error, Result};
 use crate::ops::sequences::Sequences;
-use crate::ops::{expect_shape, matrix, not_on_gpu};
+use crate::ops::{expect_shape, matrix};
+use crate::primitives::workspace;
 use crate::random::Mask;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -49,6 +53,32 @@ impl Heads {
         }
     }
 
+    /// `of` came from [`Heads::bring`].
+    fn on_device(
+        &self,
+        columns: usize,
+        of: Option<&Buffer>,
+        context: &Arc<Context>,
+        arithmetic: Arithmetic,
+    ) -> cuda::attention::Attention {
+        cuda::attention::Attention {
+            heads: self.count,
+            width: columns / self.count,
+            queries: self.queries.on(context),
+            keys: self.keys.on(context),
+            of: of.map(Buffer::pointer),
+            causal: self.causal,
+            mask: self.mask,
+            arithmetic,
+        }
+    }
+
+    /// The sequences of keys in device memory, unless each sequence of queries has its own.
+    fn bring(&self, context: &Arc<Context>) -> Option<Buffer> {
+        let own = self.of.iter().enumerate().all(|(sequence, &of)| sequence == of);
+        (!own).then(|| context.bring(&self.of.iter().map(|&of| of as i32).collect::<Vec<_>>()))
+    }
+
     fn check(&self, columns: usize) -> Result<()> {
         let refuse = |problem: String| Err(Error::operation(NAME, problem));
         if self.count == 0 || !columns.is_multiple_of(self.count) {
@@ -73,7 +103,7 @@ const NAME: &str = "attention";
 /// Backward keeps q and k; v and the output if a gradient of q or k is wanted.
 ///
 /// # Errors
-/// If the shapes do not fit; on a GPU, which has no kernel for it yet.
+/// If the shapes do not fit; on a GPU, if a head has more than 128 columns.
 pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads) -> Result<Var> {
     let (_, columns) = matrix(NAME, "the queries", q.shape())?;
     heads.check(columns)?;
@@ -81,22 +111,30 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads) -> Re
     expect_shape(NAME, "the keys", k.shape(), &[heads.keys.rows(), columns])?;
     expect_shape(NAME, "the values", v.shape(), &[heads.keys.rows(), columns])?;
     let device = tape.device().clone();
-    if let Backend::Cuda(_) = device.backend() {
-        return Err(not_on_gpu(NAME));
-    }
     let new = |length: usize, category| Tensor::uninitialized(&device, &[length], category);
     let mut output = Tensor::uninitialized(&device, q.shape(), Category::Activation);
     let mut log_sums = new(heads.queries.rows() * heads.count, Category::Activation);
     let attention = heads.on_host(columns);
     // Two products of 2 d operations for every pair.
-    let operations = (4 * columns * attention.pairs()) as u64;
-    device.count_operations(operations);
-    let mut workspace = new(attention.forward_workspace(), Category::Workspace);
-    if let Backend::Cpu = device.backend() {
-        let inputs = [q, k, v].map(|input| input.tensor().data());
-        attention.forward(inputs, output.data_mut(), log_sums.data_mut(), workspace.data_mut());
+    device.count_operations((4 * columns * attention.pairs()) as u64);
+    let inputs = [q, k, v].map(Var::tensor);
+    let mut of = None;
+    match device.backend() {
+        Backend::Cpu => {
+            let mut workspace = new(attention.forward_workspace(), Category::Workspace);
+            let inputs = inputs.map(Tensor::data);
+            attention.forward(inputs, output.data_mut(), log_sums.data_mut(), workspace.data_mut());
+        }
+        Backend::Cuda(context) => {
+            cuda::attention::check(columns / heads.count)?;
+            of = heads.bring(context);
+            let attention = heads.on_device(columns, of.as_ref(), context, device.arithmetic());
+            let workspace = workspace(&device, attention.forward_workspace());
+            let (output, log_sums) = (output.pointer_mut(), log_sums.pointer_mut());
+            attention.forward(context, inputs.map(Tensor::pointer), output, log_sums, workspace.pointer());
+        }
+        Backend::Plan => drop(new(attention.forward_workspace(), Category::Workspace)),
     }
-    drop(workspace);
     let places = [q, k, v].map(|input| tape.wants(input));
     let for_scores = places[0].is_some() || places[1].is_some();
     let kept = (for_scores || places[2].is_some()).then(|| Kept {
@@ -104,23 +142,27 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads) -> Re
         k: k.tensor().clone(),
         scored: for_scores.then(|| (v.tensor().clone(), output.clone())),
         log_sums,
+        of,
     });
     Ok(tape.record(&[q, k, v], output, move |gradient, backward| {
-        let Some(Kept { q, k, scored, log_sums }) = kept else { return Ok(()) };
+        let Some(kept) = kept else { return Ok(()) };
         let attention = heads.on_host(columns);
         // The scores again and the gradient of the values; those of probabilities, queries and keys.
         let products = 1 + usize::from(places[2].is_some()) + if for_scores { 3 } else { 0 };
         device.count_operations((2 * columns * attention.pairs() * products) as u64);
-        let mut workspace = Tensor::uninitialized(&device, &[attention.backward_workspace()], Category::Workspace);
         let of = |tensor: &Tensor| Tensor::uninitialized(&device, tensor.shape(), Category::Activation);
-        let mut results = [places[0].map(|_| of(&q)), places[1].map(|_| of(&k)), places[2].map(|_| of(&k))];
-        if let Backend::Cpu = device.backend() {
-            let [queries, keys, values] =
-                results.each_mut().map(|result| result.as_mut().map(|result| (result.data_mut(), false)));
-            let (v, output) = scored.as_ref().map_or((&[][..], &[][..]), |(v, output)| (v.data(), output.data()));
-            let inputs = [q.data(), k.data(), v];
-            let gradients = Gradients { queries, keys, values };
-            attention.backward(inputs, output, log_sums.data(), gradient.data(), gradients, workspace.data_mut());
+        let (q, k) = (&kept.q, &kept.k);
+        let mut results = [places[0].map(|_| of(q)), places[1].map(|_| of(k)), places[2].map(|_| of(k))];
+        match device.backend() {
+            Backend::Cpu => kept.backward(&attention, &gradient, &mut results),
+            Backend::Cuda(context) => {
+                let attention = heads.on_device(columns, kept.of.as_ref(), context, device.arithmetic());
+                kept.backward_on_device(context, &attention, &gradient, &mut results);
+            }
+            Backend::Plan => {
+                let length = attention.backward_workspace();
+                drop(Tensor::uninitialized(&device, &[length], Category::Workspace));
+            }
         }
         for (place, result) in places.into_iter().zip(results) {
             if let (Some(place), Some(result)) = (place, result) {
@@ -131,11 +173,48 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads) -> Re
     }))
 }
 
+/// Of queries, keys and values, those that are wanted.
+type Results = [Option<Tensor>; 3];
+
 struct Kept {
     q: Tensor,
     k: Tensor,
     /// v and the output.
     scored: Option<(Tensor, Tensor)>,
-    /// `[Rq * heads]`
+    /// `[Rq * heads]`, in an order of the backend's.
     log_sums: Tensor,
+    /// As [`Heads::bring`] brought it.
+    of: Option<Buffer>,
+}
+
+impl Kept {
+    fn backward(&self, attention: &Attention, dy: &Tensor, results: &mut Results) {
+        let length = attention.backward_workspace();
+        let mut workspace = Tensor::uninitialized(dy.device(), &[length], Category::Workspace);
+        let [queries, keys, values] =
+            results.each_mut().map(|result| result.as_mut().map(|result| (result.data_mut(), false)));
+        let (v, output) = self.scored.as_ref().map_or((&[][..], &[][..]), |(v, output)| (v.data(), output.data()));
+        let inputs = [self.q.data(), self.k.data(), v];
+        let gradients = Gradients { queries, keys, values };
+        attention.backward(inputs, output, self.log_sums.data(), dy.data(), gradients, workspace.data_mut());
+    }
+
+    fn backward_on_device(
+        &self,
+        context: &Context,
+        attention: &cuda::attention::Attention,
+        dy: &Tensor,
+        results: &mut Results,
+    ) {
+        let workspace = workspace(dy.device(), attention.backward_workspace());
+        let [queries, keys, values] = results.each_mut().map(|result| result.as_mut().map(Tensor::pointer_mut));
+        let kept = cuda::attention::Kept {
+            q: self.q.pointer(),
+            k: self.k.pointer(),
+            scored: self.scored.as_ref().map(|(v, output)| (v.pointer(), output.pointer())),
+            log_sums: self.log_sums.pointer(),
+        };
+        let gradients = cuda::attention::Gradients { queries, keys, values };
+        attention.backward(context, &kept, dy.pointer(), &gradients, workspace.pointer());
+    }
 }

@@ -38,8 +38,3 @@ fn matrix(operation: &'static str, what: &str, shape: &[usize]) -> Result<(usize
         _ => Err(Error::operation(operation, format!("{what} has shape {shape:?} where a matrix is needed"))),
     }
 }
-
-/// For an operation that only the CPU computes so far.
-fn not_on_gpu(operation: &'static str) -> Error {
-    Error::operation(operation, "is not computed on a GPU yet").remedy("Use --device cpu")
-}

@@ -1,9 +1,10 @@
 //! Sinusoidal positions (Vaswani et al., 2017): `y = scale x + p(t)` with `p(t)[2i] = sin(t / 10000^(2i / C))` and the cosine in `[2i + 1]`.
 
+use crate::backend::cuda;
 use crate::device::{Backend, Category};
 use crate::error::Result;
 use crate::ops::sequences::Sequences;
-use crate::ops::{expect_shape, matrix, not_on_gpu};
+use crate::ops::{expect_shape, matrix};
 use crate::primitives;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -11,7 +12,7 @@ use crate::tensor::Tensor;
 /// `x: [R, C]` packed as `sequences`, whose first frames are at position `first`. Backward keeps nothing.
 ///
 /// # Errors
-/// If the rows of `x` are not those of `sequences`; on a GPU, which has no kernel for it yet.
+/// If the rows of `x` are not those of `sequences`.
 pub fn positions(tape: &mut Tape, x: &Var, sequences: &Sequences, scale: f32, first: usize) -> Result<Var> {
     const NAME: &str = "positions";
     let (_, columns) = matrix(NAME, "the input", x.shape())?;
@@ -29,7 +30,10 @@ pub fn positions(tape: &mut Tape, x: &Var, sequences: &Sequences, scale: f32, fi
                 }
             }
         }
-        Backend::Cuda(_) => return Err(not_on_gpu(NAME)),
+        Backend::Cuda(context) => {
+            let (x, y, packing) = (x.tensor().pointer(), output.pointer_mut(), sequences.on(context));
+            cuda::sequences::positions(context, x, y, &packing, columns, scale, first);
+        }
         Backend::Plan => {}
     }
     let place = tape.wants(x);

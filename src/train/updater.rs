@@ -138,11 +138,11 @@ impl Updater {
         self.rate_factor = factors;
     }
 
-    fn rate_of_this_update(&self, update: u64) -> f64 {
+    /// Without the schedule.
+    fn rate_of_this_update(&self) -> f64 {
         // torch.optim.ASGD computes the rate of an update at the end of the one before; its first takes the rate of the moment.
         let lags = self.averaging.as_ref().is_some_and(|it| it.average.original && it.average.updates > 0);
-        let scheduled = self.learning_rate * self.noam.map_or(1.0, |noam| noam.factor(update));
-        scheduled * if lags { self.rate_factor.1 } else { self.rate_factor.0 }
+        self.learning_rate * if lags { self.rate_factor.1 } else { self.rate_factor.0 }
     }
 
     /// Whether [`Updater::swap_averages`] has something to swap.
@@ -205,7 +205,7 @@ impl Updater {
         }
         self.updates += 1;
         let hyper = Hyper {
-            learning_rate: self.rate_of_this_update(self.updates),
+            learning_rate: self.rate_of_this_update() * self.noam.map_or(1.0, |noam| noam.factor(self.updates)),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             step: self.updates,
@@ -229,11 +229,12 @@ impl Updater {
 
     fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: &[usize]) -> Updating {
         let hyperparameters = Hyperparameters {
-            // A GPU tells its updates one step late; no model with a schedule runs there yet.
-            learning_rate: self.rate_of_this_update(self.updates + 1),
+            learning_rate: self.rate_of_this_update(),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             clip: self.options.clip,
+            warmup: self.noam.map_or(0.0, |noam| noam.warmup as f64),
+            width: self.noam.map_or(0.0, |noam| noam.width as f64),
         };
         if self.on_device.as_ref().is_none_or(|on_device| *on_device.moved != *written) {
             if let Some(before) = &self.on_device {

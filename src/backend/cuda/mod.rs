@@ -6,6 +6,7 @@
 //!   are found.
 
 pub mod arena;
+pub mod attention;
 pub mod attention_decoder;
 pub mod context;
 pub mod convolution;

@@ -39,6 +39,9 @@ pub struct Hyperparameters {
     pub weight_decay: f64,
     /// The largest norm of all gradients together; 0: no limit.
     pub clip: f64,
+    /// Multiply the learning rate by [`crate::optim::Noam`]'s factor, which follows from the updates made: only the device knows these in time. 0: do not.
+    pub warmup: f64,
+    pub width: f64,
 }
 
 /// Read and written by the kernels.
@@ -66,7 +69,7 @@ unsafe impl Zeroable for Hyperparameters {}
 unsafe impl Pod for Hyperparameters {}
 // SAFETY: numbers only.
 unsafe impl Zeroable for StepState {}
-// SAFETY: numbers only; seven of eight bytes, then eight of four: no padding.
+// SAFETY: numbers only; nine of eight bytes, then eight of four: no padding.
 unsafe impl Pod for StepState {}
 
 impl StepState {
@@ -182,7 +185,7 @@ mod tests {
     use super::super::testing::{Device, OnDevice, for_all_orders};
     use super::*;
     use crate::backend::cpu::testing::random;
-    use crate::optim::{Hyper, clip_coefficient, gradient_norm};
+    use crate::optim::{Hyper, Noam, clip_coefficient, gradient_norm};
 
     const METHODS: [Method; 6] = [
         Method::Adadelta { rho: 0.95 },
@@ -244,7 +247,9 @@ mod tests {
 
         /// The update on the host, with the scale that the device came to.
         fn update_host(&mut self, hyperparameters: &Hyperparameters, step: u64, gradient_scale: f32) {
-            let &Hyperparameters { learning_rate, epsilon, weight_decay, .. } = hyperparameters;
+            let &Hyperparameters { learning_rate, epsilon, weight_decay, warmup, width, .. } = hyperparameters;
+            let noam = (warmup > 0.0).then(|| Noam { width: width as usize, warmup: warmup as usize });
+            let learning_rate = learning_rate * noam.map_or(1.0, |noam| noam.factor(step));
             let hyper = Hyper { learning_rate, epsilon, weight_decay, step, gradient_scale };
             for [values, gradient, first, second] in &mut self.host {
                 let mut states = [&mut first[..], &mut second[..]];
@@ -262,7 +267,7 @@ mod tests {
     }
 
     const HYPERPARAMETERS: Hyperparameters =
-        Hyperparameters { learning_rate: 0.1, epsilon: 1e-6, weight_decay: 0.01, clip: 5.0 };
+        Hyperparameters { learning_rate: 0.1, epsilon: 1e-6, weight_decay: 0.01, clip: 5.0, warmup: 0.0, width: 0.0 };
 
     #[test]
     fn every_optimizer_moves_all_tensors_to_the_bits_of_the_cpu_over_several_steps() {
@@ -329,15 +334,17 @@ mod tests {
     }
 
     #[test]
-    fn a_captured_update_follows_the_learning_rate_and_counts_its_steps() {
+    fn a_captured_update_follows_the_learning_rate_and_its_schedule_and_counts_its_steps() {
         let Some(device) = Device::new() else { return };
         let mut both = Both::new(&device, Method::Adam { beta1: 0.9, beta2: 0.999 }, HYPERPARAMETERS, 0);
         let driver = device.context.driver();
         driver.begin_capture().unwrap();
         update(&device.context, &both.plan, both.state.pointer());
         let graph = driver.end_capture().unwrap();
-        for step in 1..=3 {
-            let hyperparameters = Hyperparameters { learning_rate: 1.0 / step as f64, ..HYPERPARAMETERS };
+        for step in 1..=4 {
+            // Noam's rate rises to the second update and falls to the third, of itself; then the host gives another rate.
+            let scheduled = Hyperparameters { learning_rate: 0.7, warmup: 2.0, width: 9.0, ..HYPERPARAMETERS };
+            let hyperparameters = if step < 4 { scheduled } else { HYPERPARAMETERS };
             both.set_gradients(step);
             // The first bytes of the state alone: counts go on.
             both.state.write_bytes(bytemuck::bytes_of(&hyperparameters));
@@ -346,7 +353,7 @@ mod tests {
             both.update_host(&hyperparameters, step, both.state().gradient_scale);
             both.assert_equal();
         }
-        assert_eq!(both.state().updates, 3);
+        assert_eq!(both.state().updates, 4);
         driver.release_graph(graph);
     }
 

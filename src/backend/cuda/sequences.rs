@@ -87,6 +87,34 @@ pub(super) fn mask_arguments(context: &Context, mask: &Mask, counter: Option<Poi
     ]
 }
 
+/// y = scale x + p(first + time), the sines and cosines of `ops::positions`; both `[rows, columns]`. Rows of no sequence become zero.
+pub fn positions(
+    context: &Context,
+    x: Pointer,
+    y: Pointer,
+    packing: &Packing,
+    columns: usize,
+    scale: f32,
+    first: usize,
+) {
+    if packing.rows == 0 || columns == 0 {
+        return;
+    }
+    let threads = columns.div_ceil(2).next_multiple_of(32).min(THREADS as usize) as u32;
+    let launch = Launch::blocks(u32::try_from(packing.steps + 1).unwrap_or(u32::MAX), threads);
+    let arguments = [
+        Argument::Pointer(y),
+        Argument::Pointer(x),
+        Argument::Pointer(packing.offsets),
+        Argument::int(packing.steps),
+        Argument::int(packing.rows),
+        Argument::int(columns),
+        Argument::Float(scale),
+        Argument::int(first),
+    ];
+    run(context, FILE, "sequences_positions", &launch, &arguments);
+}
+
 /// y = every `factor`-th frame of every sequence, the first always; x: `[all.rows, columns]`, y: `[kept.rows, columns]`. Rows of no
 /// sequence become zero.
 pub fn subsample(
