@@ -406,6 +406,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_brought_in_again_and_again_takes_the_memory_of_one() {
+        let device = Device::cpu();
+        for _ in 0..10 {
+            drop(crate::tensor::Tensor::from_vec(&device, &[20_000], vec![1.0; 20_000], Category::Activation));
+        }
+        let held: usize = device.pool().free.iter().map(|(capacity, buffers)| capacity * buffers.len()).sum();
+        assert_eq!(held, 20_000);
+    }
+
+    #[test]
     fn the_ledger_knows_what_is_live_and_what_was_at_the_peak() {
         let ledger = Ledger::default();
         ledger.open(Category::Parameter, 100);

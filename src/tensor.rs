@@ -68,10 +68,6 @@ impl Tensor {
     /// # Panics
     /// If the shape does not hold as many elements.
     pub fn from_vec(device: &Device, shape: &[usize], elements: Vec<f32>, category: Category) -> Self {
-        if let Backend::Cpu = device.backend() {
-            assert_eq!(shape.iter().product::<usize>(), elements.len(), "elements of a tensor of shape {shape:?}");
-            return Self::with_storage(device, shape, Elements::Host(elements), category);
-        }
         let count: usize = shape.iter().product();
         let elements = match (device.backend(), category) {
             (Backend::Cuda(context), Category::Activation) if device.computes() => {
@@ -79,6 +75,7 @@ impl Tensor {
                 Elements::Cuda(context.bring(&elements))
             }
             (Backend::Cuda(context), Category::Activation) => Elements::Cuda(context.reserve(count * size_of::<f32>())),
+            // On the CPU a copy, too: the pool, to which every tensor's memory goes, would grow by what never came from it.
             _ => {
                 let mut tensor = Self::uninitialized(device, shape, category);
                 tensor.write(&elements);
