@@ -248,7 +248,7 @@ mod tests {
         /// The update on the host, with the scale that the device came to.
         fn update_host(&mut self, hyperparameters: &Hyperparameters, step: u64, gradient_scale: f32) {
             let &Hyperparameters { learning_rate, epsilon, weight_decay, warmup, width, .. } = hyperparameters;
-            let noam = (warmup > 0.0).then(|| Noam { width: width as usize, warmup: warmup as usize });
+            let noam = (warmup > 0.0).then_some(Noam { width: width as usize, warmup: warmup as usize });
             let learning_rate = learning_rate * noam.map_or(1.0, |noam| noam.factor(step));
             let hyper = Hyper { learning_rate, epsilon, weight_decay, step, gradient_scale };
             for [values, gradient, first, second] in &mut self.host {
