@@ -12,14 +12,14 @@ use crate::error::{Error, Result};
 use crate::models::blstm_encoder::{BlstmEncoder, EncoderSizes};
 use crate::models::declaring::Declaring;
 use crate::models::predictors::AttentionPredictor;
-use crate::models::recogniser::{Encoded, Loss, Recogniser, Teaching, UtteranceLosses, WeightedLosses};
+use crate::models::recogniser::{Encoded, Loss, Recogniser, Teaching, UtteranceLosses};
 use crate::models::{Network, Structure};
 use crate::nn::initialization::Role;
 use crate::nn::{Embedding, Linear, ParameterSpec, Parameters};
 use crate::ops;
 pub use crate::ops::attention_decoder::State;
 use crate::ops::attention_decoder::{Operands, Transcripts};
-use crate::ops::cross_entropy::{LEFT_OUT, Labels};
+use crate::ops::cross_entropy::Labels;
 use crate::ops::linear::Activation;
 use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
@@ -360,22 +360,16 @@ impl Recogniser for CtcAttention {
         let Teaching { of, sequences: packed, tokens, .. } = &teaching;
         let predicted = self.decode(tape, parameters, (&hidden, &sequences), tokens, packed, of)?;
         drop(hidden);
-        for (target, &utterance) in teaching.targets.iter_mut().zip(&teaching.utterances) {
-            if !ctc.feasible[utterance] {
-                *target = LEFT_OUT;
-            }
-        }
+        teaching.leave_out(&ctc.feasible);
         let (smoothing, scale) = self.smoothing_and_scale(teaching.targets.len(), labels.len(), masks.is_some());
         let targets = Labels { labels: &teaching.targets, smoothing, prior: self.sizes.unigrams.as_deref() };
         let decoder =
             ops::cross_entropy::cross_entropy(tape, &predicted, targets, (of_decoder * f64::from(scale)) as f32)?;
         let loss = ops::arithmetic::add(tape, &ctc.loss, &decoder.loss)?;
-        let losses = UtteranceLosses(vec![
-            WeightedLosses { weight: of_ctc, losses: ctc.losses, of: None },
-            WeightedLosses { weight: of_decoder, losses: decoder.losses, of: Some(teaching.utterances) },
-        ]);
+        let losses = UtteranceLosses::mixed(of_ctc, ctc.losses, decoder.losses, teaching);
         Ok(Loss { loss, losses, feasible: ctc.feasible, logits, sequences })
     }
+
     fn sentence_end(&self) -> Option<u32> {
         Some(self.end())
     }

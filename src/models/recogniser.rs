@@ -4,6 +4,7 @@ use crate::decode::Predictor;
 use crate::error::Result;
 use crate::models::Network;
 use crate::nn::Parameters;
+use crate::ops::cross_entropy::LEFT_OUT;
 use crate::ops::ctc::Losses;
 use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
@@ -133,6 +134,14 @@ impl UtteranceLosses {
         UtteranceLosses(vec![WeightedLosses { weight: 1.0, losses, of: None }])
     }
 
+    /// CTC's with its weight, and with the rest of 1 the decoder's, which is of every row of `teaching`.
+    pub fn mixed(ctc_weight: f64, ctc: Losses, decoder: Losses, teaching: Teaching) -> Self {
+        UtteranceLosses(vec![
+            WeightedLosses { weight: ctc_weight, losses: ctc, of: None },
+            WeightedLosses { weight: 1.0 - ctc_weight, losses: decoder, of: Some(teaching.utterances) },
+        ])
+    }
+
     /// Of each of so many utterances, natural log; 0 where it is infeasible. Waits for the work of a GPU.
     pub fn read(self, utterances: usize) -> Vec<f64> {
         let mut sums = vec![0.0; utterances];
@@ -176,6 +185,15 @@ impl Teaching {
         let targets = rows.iter().map(|&(time, n)| token(Some(time), n)).collect();
         let utterances = rows.iter().map(|&(_, n)| of[n]).collect();
         Ok(Teaching { of, sequences, tokens, targets, utterances })
+    }
+
+    /// Takes the utterances that are not feasible out of what is to be predicted.
+    pub fn leave_out(&mut self, feasible: &[bool]) {
+        for (target, &utterance) in self.targets.iter_mut().zip(&self.utterances) {
+            if !feasible[utterance] {
+                *target = LEFT_OUT;
+            }
+        }
     }
 }
 

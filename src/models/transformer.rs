@@ -15,13 +15,13 @@ use crate::device::{Backend, Category};
 use crate::error::{Error, Result};
 use crate::models::declaring::Declaring;
 use crate::models::predictors::TransformerPredictor;
-use crate::models::recogniser::{Encoded, Loss, Recogniser, Teaching, UtteranceLosses, WeightedLosses};
+use crate::models::recogniser::{Encoded, Loss, Recogniser, Teaching, UtteranceLosses};
 use crate::models::{Network, Structure};
 use crate::nn::{Attention, Convolution, Embedding, LayerNorm, Linear, ParameterSpec, Parameters};
 use crate::ops;
 use crate::ops::attention::Heads;
 use crate::ops::convolution::Patches;
-use crate::ops::cross_entropy::{LEFT_OUT, Labels};
+use crate::ops::cross_entropy::Labels;
 use crate::ops::linear::Activation;
 use crate::ops::sequences::Sequences;
 use crate::random::{Mask, MaskKey};
@@ -528,23 +528,17 @@ impl Recogniser for Transformer {
         let Teaching { of, sequences: packed, tokens, .. } = &teaching;
         let predicted = self.decode(tape, parameters, (&hidden, &sequences), tokens, packed, of, masks)?;
         drop(hidden);
-        for (target, &utterance) in teaching.targets.iter_mut().zip(&teaching.utterances) {
-            if !ctc.feasible[utterance] {
-                *target = LEFT_OUT;
-            }
-        }
+        teaching.leave_out(&ctc.feasible);
         // ESPnet spreads over the other symbols, the operation over all.
         let others = (self.sizes.symbols - 1) as f64;
         let smoothing = if masks.is_some() { self.sizes.label_smoothing * (others + 1.0) / others } else { 0.0 };
         let targets = Labels { labels: &teaching.targets, smoothing: smoothing as f32, prior: None };
         let decoder = ops::cross_entropy::cross_entropy(tape, &predicted, targets, share(of_decoder))?;
         let loss = ops::arithmetic::add(tape, &ctc.loss, &decoder.loss)?;
-        let losses = UtteranceLosses(vec![
-            WeightedLosses { weight: of_ctc, losses: ctc.losses, of: None },
-            WeightedLosses { weight: of_decoder, losses: decoder.losses, of: Some(teaching.utterances) },
-        ]);
+        let losses = UtteranceLosses::mixed(of_ctc, ctc.losses, decoder.losses, teaching);
         Ok(Loss { loss, losses, feasible: ctc.feasible, logits, sequences })
     }
+
     fn sentence_end(&self) -> Option<u32> {
         Some(self.end())
     }
