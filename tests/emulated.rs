@@ -60,6 +60,28 @@ fn assert_same_losses(what: &str, on_gpu: &Run, on_cpu: &Run) {
     }
 }
 
+/// Requires that a beam search over this run finds the same on the GPU as on the CPU, with the same scores but for roundings.
+fn assert_same_hypotheses(tiny: &Tiny, run: &str) {
+    let lists = |device: &str| -> Vec<Value> {
+        let lists = format!("{run}-{}.json", device.replace(':', "-"));
+        let options = ["--beam", "4", "--n-best", "3", "--ctc-weight", "0.3", "--n-best-json", &lists];
+        let ended = tiny.headfirst(&[&["evaluate", run, "--device", device], &options[..]].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+        serde_json::from_slice(&fs::read(tiny.path(&lists)).unwrap()).unwrap()
+    };
+    let (on_cpu, on_gpu) = (lists("cpu"), lists(&gpu().unwrap_or_default()));
+    assert_eq!((on_cpu.len(), on_gpu.len()), (5, 5));
+    for (cpu, gpu) in on_cpu.iter().zip(&on_gpu) {
+        let [cpu, gpu] = [cpu, gpu].map(|list| list["hypotheses"].as_array().unwrap());
+        assert!(!cpu.is_empty() && cpu.len() == gpu.len());
+        for (cpu, gpu) in cpu.iter().zip(gpu) {
+            assert_eq!(cpu["tokens"], gpu["tokens"]);
+            let [cpu, gpu] = [cpu, gpu].map(|hypothesis| hypothesis["score"].as_f64().unwrap());
+            assert!((cpu - gpu).abs() < 1e-4 * cpu.abs().max(1.0), "{gpu}, not {cpu}");
+        }
+    }
+}
+
 #[test]
 fn a_recogniser_with_convolutions_has_the_losses_of_the_cpu_on_the_gpu_joint_and_with_its_front_end_alone() {
     let tiny = Tiny::new();
@@ -82,6 +104,18 @@ fn ctc_with_attention_has_the_losses_of_the_cpu_on_the_gpu_joint_and_below_its_s
     assert_eq!(on_cpu.stages(), ["joint", "1-2"]);
     assert_same_losses("ctc-attention", &train(&tiny, "gpu", "gpu", &changes).unwrap(), &on_cpu);
     assert_planned_as_trained(&tiny, "gpu", &changes);
+    assert_same_hypotheses(&tiny, "gpu");
+}
+
+#[test]
+fn a_decoder_that_reads_what_it_chose_itself_has_the_losses_of_the_cpu_on_the_gpu() {
+    let tiny = Tiny::new();
+    let model = "model={kind=\"ctc-attention\", layers=1, units=8, projection=6, subsample=[4], attention=7, attention_channels=2, \
+                 attention_reach=5, decoder_units=8, scheduled_sampling=0.5}";
+    let changes = [model, "cascade={strategy=\"none\"}", "training.max_epochs=2"];
+    let Some(on_cpu) = train(&tiny, "cpu", "cpu", &changes) else { return };
+    assert_same_losses("scheduled sampling", &train(&tiny, "gpu", "gpu", &changes).unwrap(), &on_cpu);
+    assert_planned_as_trained(&tiny, "gpu", &changes);
 }
 
 #[test]
@@ -96,6 +130,7 @@ fn a_transformer_has_the_losses_of_the_cpu_on_the_gpu_joint_and_below_its_softma
     assert_eq!(on_cpu.stages(), ["joint", "1-3"]);
     assert_same_losses("transformer", &train(&tiny, "gpu", "gpu", &changes).unwrap(), &on_cpu);
     assert_planned_as_trained(&tiny, "gpu", &changes);
+    assert_same_hypotheses(&tiny, "gpu");
 }
 
 #[test]

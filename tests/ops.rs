@@ -767,6 +767,25 @@ fn the_state_that_an_lstm_ends_with_is_that_of_each_sequences_last_step() {
 
 /// The top of a language model is no record on a tape, so it has promises of its own. The last shape has more logits than exist at a time.
 #[test]
+fn rows_are_taken_in_any_order_and_more_than_once_and_others_follow_them() {
+    for device in devices() {
+        let tensor = |rows: usize, first: f32| {
+            let elements = (0..rows * 5).map(|i| first + i as f32).collect();
+            Tensor::from_vec(&device, &[rows, 5], elements, Category::Activation)
+        };
+        let (table, then) = (tensor(4, 0.0), tensor(2, 100.0));
+        let taken = ops::embedding::rows(&table, &[3, 0, 3], Some(&then)).unwrap();
+        let row = |first: f32| (0..5).map(move |i| first + i as f32);
+        let expected: Vec<f32> = [15.0, 0.0, 15.0, 100.0, 105.0].into_iter().flat_map(row).collect();
+        assert_eq!((taken.shape(), taken.to_vec()), (&[5, 5][..], expected), "{device}");
+        assert!(ops::embedding::rows(&table, &[], None).unwrap().is_empty());
+        assert!(ops::embedding::rows(&table, &[4], None).is_err());
+        let narrow = Tensor::from_vec(&device, &[2, 3], vec![0.0; 6], Category::Activation);
+        assert!(ops::embedding::rows(&table, &[1], Some(&narrow)).is_err());
+    }
+}
+
+#[test]
 fn linear_cross_entropy_agrees_with_its_definition_and_forms_the_gradients_that_are_wanted() {
     const STEP: f64 = 1e-5;
     for (device, (rows, inputs, vocabulary)) in devices()

@@ -7,7 +7,6 @@
 //! CTC softmax have ESPnet's names.
 
 use crate::decode::Predictor;
-use crate::device::Backend;
 use crate::error::{Error, Result};
 use crate::models::blstm_encoder::{BlstmEncoder, EncoderSizes};
 use crate::models::declaring::Declaring;
@@ -228,25 +227,19 @@ impl CtcAttention {
             let problem = format!("there is no hypothesis {missing} of {}", of.len());
             return Err(Error::operation("decoder step", problem));
         }
-        let units = self.sizes.decoder_units;
-        let chosen = |x: &Tensor, place: &dyn Fn(usize) -> std::ops::Range<usize>| {
-            let data = x.host();
-            let elements: Vec<f32> =
-                hypotheses.iter().flat_map(|&hypothesis| data[place(hypothesis)].iter().copied()).collect();
-            let shape = if x.shape().len() == 2 { vec![hypotheses.len(), units] } else { vec![elements.len()] };
-            Tensor::from_vec(x.device(), &shape, elements, crate::device::Category::Activation)
-        };
-        let rows = |hypothesis: usize| hypothesis * units..(hypothesis + 1) * units;
+        let numbers: Vec<u32> = hypotheses.iter().map(|&hypothesis| hypothesis as u32).collect();
+        let weights = hypotheses.iter().flat_map(|&hypothesis| starts[hypothesis]..starts[hypothesis + 1]);
+        let weights: Vec<u32> = weights.map(|weight| weight as u32).collect();
         Ok(State {
-            hidden: chosen(&state.hidden, &rows),
-            cell: chosen(&state.cell, &rows),
-            attention: chosen(&state.attention, &|hypothesis| starts[hypothesis]..starts[hypothesis + 1]),
+            hidden: ops::embedding::rows(&state.hidden, &numbers, None)?,
+            cell: ops::embedding::rows(&state.cell, &numbers, None)?,
+            attention: ops::embedding::rows(&state.attention, &weights, None)?,
         })
     }
 
     /// What the decoder reads in a training with scheduled sampling (Bengio et al., 2015; ESPnet's `sampling-probability`, which draws once for a step
     /// of a batch): each symbol behind the first is, with the sampling's probability, the likeliest one after those that were read before it. The
-    /// decoder is run step by step for that, without gradient; what it reads then is data.
+    /// decoder is run step by step for that, without gradient; what it reads then is data. The host chooses, and waits for a GPU at every step.
     fn sampled(
         &self,
         parameters: &Parameters,
@@ -256,10 +249,6 @@ impl CtcAttention {
         key: &MaskKey,
     ) -> Result<Vec<u32>> {
         let device = hidden.tensor().device();
-        if let Backend::Cuda(_) = device.backend() {
-            let problem = "chooses symbols on the host, between two steps of the decoder";
-            return Err(Error::key("model.scheduled_sampling", problem).remedy("Use 0, or --device cpu"));
-        }
         let draws = key.generator("dec.embed sampling");
         let reads_own = |utterance: usize, time: usize| {
             let word = draws.block([utterance as u32, time as u32, 0, key.step])[0];
@@ -267,25 +256,24 @@ impl CtcAttention {
         };
         let memory = self.remember(parameters, hidden, frames)?;
         let mut read = tokens.clone();
-        let mut before: Option<(Vec<f32>, State)> = None;
+        let mut state: Option<State> = None;
         for time in 0..sequences.steps() {
             let (first, active) = (sequences.offsets()[time], sequences.active(time));
-            if let Some((logits, _)) = &before {
-                for n in (0..active).filter(|&n| reads_own(of[n], time)) {
-                    read[first + n] = likeliest(&logits[n * self.sizes.symbols..][..self.sizes.symbols]);
+            if let Some(before) = &state {
+                let was = sequences.active(time - 1);
+                state = Some(self.select(&memory, before, &of[..was], &(0..active).collect::<Vec<_>>())?);
+            }
+            let (logits, after) =
+                self.step(parameters, &memory, state.as_ref(), &of[..active], &read[first..first + active])?;
+            state = Some(after);
+            // A device that computes nothing has no choice to read.
+            if time + 1 < sequences.steps() && device.computes() {
+                let (next, active) = (sequences.offsets()[time + 1], sequences.active(time + 1));
+                let logits = logits.host();
+                for n in (0..active).filter(|&n| reads_own(of[n], time + 1)) {
+                    read[next + n] = likeliest(&logits[n * self.sizes.symbols..][..self.sizes.symbols]);
                 }
             }
-            let state = match before {
-                Some((_, state)) => {
-                    let was = sequences.active(time - 1);
-                    Some(self.select(&memory, &state, &of[..was], &(0..active).collect::<Vec<_>>())?)
-                }
-                None => None,
-            };
-            let (logits, state) =
-                self.step(parameters, &memory, state.as_ref(), &of[..active], &read[first..first + active])?;
-            // A device that computes nothing has no symbols and no states to go on from.
-            before = device.computes().then(|| (logits.to_vec(), state));
         }
         Ok(read)
     }

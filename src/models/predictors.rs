@@ -3,7 +3,6 @@
 
 use crate::data::streams::TextBatch;
 use crate::decode::{BLANK, Predictor};
-use crate::device::Category;
 use crate::error::{Error, Result};
 use crate::models::ctc_attention::{self, CtcAttention};
 use crate::models::lstm_lm::LstmLm;
@@ -140,8 +139,10 @@ impl Predictor for LanguageModelPredictor<'_> {
     }
 
     fn select(&mut self, parents: &[usize]) -> Result<()> {
+        let parents: Vec<u32> = parents.iter().map(|&parent| parent as u32).collect();
         for State { hidden, cell } in self.states.iter_mut().flatten() {
-            (*hidden, *cell) = (chosen_rows(hidden, parents)?, chosen_rows(cell, parents)?);
+            let chosen = |x: &Tensor| ops::embedding::rows(x, &parents, None);
+            (*hidden, *cell) = (chosen(hidden)?, chosen(cell)?);
         }
         Ok(())
     }
@@ -149,16 +150,6 @@ impl Predictor for LanguageModelPredictor<'_> {
 
 fn last_tokens(hypotheses: &[&[u32]]) -> Vec<u32> {
     hypotheses.iter().map(|hypothesis| hypothesis.last().copied().unwrap_or(BLANK)).collect()
-}
-
-fn chosen_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
-    let (data, columns) = (x.host(), x.shape()[1]);
-    let row = |&row: &usize| {
-        data.get(row * columns..(row + 1) * columns)
-            .ok_or_else(|| Error::operation("language model step", format!("there is no hypothesis {row}")))
-    };
-    let elements = rows.iter().map(row).collect::<Result<Vec<_>>>()?.concat();
-    Ok(Tensor::from_vec(x.device(), &[rows.len(), columns], elements, Category::Activation))
 }
 
 /// ln p of each row of logits, `[N, V]`; sums in f64.

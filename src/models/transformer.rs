@@ -11,7 +11,6 @@
 //! Tensors have ESPnet v1's names. The last symbol begins and ends a transcript.
 
 use crate::decode::Predictor;
-use crate::device::{Backend, Category};
 use crate::error::{Error, Result};
 use crate::models::declaring::Declaring;
 use crate::models::predictors::TransformerPredictor;
@@ -104,9 +103,12 @@ pub struct Memory {
 #[derive(Clone)]
 pub struct DecoderState {
     read: usize,
-    hypotheses: usize,
-    /// `[read * hypotheses, D]`, by time.
+    /// `[read * stored, D]`, by time.
     layers: Vec<[Var; 2]>,
+    /// Hypotheses that the last step read a token for.
+    stored: usize,
+    /// Those of them that go on.
+    hypotheses: Vec<usize>,
 }
 
 impl Network for Transformer {
@@ -373,14 +375,14 @@ impl Transformer {
 
     /// So many hypotheses that have read nothing: their first token is [`Transformer::end`].
     pub fn begin(&self, hypotheses: usize) -> DecoderState {
-        DecoderState { read: 0, hypotheses, layers: Vec::new() }
+        DecoderState { read: 0, layers: Vec::new(), stored: hypotheses, hypotheses: (0..hypotheses).collect() }
     }
 
     /// Every hypothesis reads its next token; gives the logits of the one after it, `[N, V]`, and the state then. Hypothesis n is one of
     /// utterance `of[n]` of `memory`.
     ///
     /// # Errors
-    /// If there are not as many tokens and utterances as hypotheses, or one is out of range; on a GPU.
+    /// If there are not as many tokens and utterances as hypotheses, or one is out of range.
     pub fn step(
         &self,
         parameters: &Parameters,
@@ -389,7 +391,7 @@ impl Transformer {
         of: &[usize],
         tokens: &[u32],
     ) -> Result<(Tensor, DecoderState)> {
-        let count = state.hypotheses;
+        let count = state.hypotheses.len();
         if tokens.len() != count || of.len() != count {
             let problem = format!("{} tokens of {} utterances for {count} hypotheses", tokens.len(), of.len());
             return Err(Error::operation("decoder step", problem));
@@ -399,12 +401,18 @@ impl Transformer {
         let sequences = Sequences::new(&vec![1; count])?;
         let keys = Sequences::new(&vec![state.read + 1; count])?;
         let mut x = self.embedded(&mut tape, parameters, tokens, &sequences, state.read, None)?;
+        let rows = state.rows();
         let mut layers = Vec::with_capacity(self.decoder.len());
         for (k, layer) in self.decoder.iter().enumerate() {
             let normalised = layer.norms[0].forward(&mut tape, parameters, &x)?;
             let new = layer.attention.keys_and_values(&mut tape, parameters, &normalised)?;
             let own = match state.layers.get(k) {
-                Some([keys, values]) => [joined(keys, &new[0])?, joined(values, &new[1])?],
+                Some([keys, values]) => {
+                    let with = |before: &Var, new: &Var| -> Result<Var> {
+                        Ok(Var::constant(ops::embedding::rows(before.tensor(), &rows, Some(new.tensor()))?))
+                    };
+                    [with(keys, &new[0])?, with(values, &new[1])?]
+                }
                 None => new,
             };
             let heads = Heads {
@@ -422,7 +430,8 @@ impl Transformer {
             layers.push(own);
         }
         let logits = self.predict(&mut tape, parameters, &x)?.tensor().clone();
-        Ok((logits, DecoderState { read: state.read + 1, hypotheses: count, layers }))
+        let state = DecoderState { read: state.read + 1, layers, stored: count, hypotheses: (0..count).collect() };
+        Ok((logits, state))
     }
 }
 
@@ -432,41 +441,23 @@ impl DecoderState {
         self.read
     }
 
-    /// The hypotheses with these numbers, in this order; one may be taken several times.
+    /// The hypotheses with these numbers, in this order; one may be taken several times. Nothing is moved before the next step.
     ///
     /// # Errors
-    /// If there is no such hypothesis; on a GPU.
+    /// If there is no such hypothesis.
     pub fn select(&self, hypotheses: &[usize]) -> Result<Self> {
-        if let Some(missing) = hypotheses.iter().find(|&&hypothesis| hypothesis >= self.hypotheses) {
-            let problem = format!("there is no hypothesis {missing} of {}", self.hypotheses);
-            return Err(Error::operation("decoder step", problem));
-        }
-        let chosen = |x: &Var| -> Result<Var> {
-            let columns = x.shape()[1];
-            let rows = (0..self.read).flat_map(|time| hypotheses.iter().map(move |n| time * self.hypotheses + n));
-            let data = on_host(x)?;
-            let elements = rows.flat_map(|row| data[row * columns..][..columns].iter().copied()).collect();
-            let shape = [self.read * hypotheses.len(), columns];
-            Ok(Var::constant(Tensor::from_vec(x.tensor().device(), &shape, elements, Category::Activation)))
-        };
-        let layers = self.layers.iter().map(|[keys, values]| Ok([chosen(keys)?, chosen(values)?]));
-        Ok(DecoderState { read: self.read, hypotheses: hypotheses.len(), layers: layers.collect::<Result<_>>()? })
+        let stored = hypotheses.iter().map(|&hypothesis| {
+            let problem = || format!("there is no hypothesis {hypothesis} of {}", self.hypotheses.len());
+            let stored = self.hypotheses.get(hypothesis).copied();
+            stored.ok_or_else(|| Error::operation("decoder step", problem()))
+        });
+        Ok(DecoderState { hypotheses: stored.collect::<Result<_>>()?, layers: self.layers.clone(), ..*self })
     }
-}
 
-/// Rows after rows.
-fn joined(before: &Var, after: &Var) -> Result<Var> {
-    let elements = [on_host(before)?, on_host(after)?].concat();
-    let shape = [before.shape()[0] + after.shape()[0], before.shape()[1]];
-    Ok(Var::constant(Tensor::from_vec(before.tensor().device(), &shape, elements, Category::Activation)))
-}
-
-fn on_host(x: &Var) -> Result<&[f32]> {
-    match x.tensor().device().backend() {
-        Backend::Cuda(_) => {
-            Err(Error::operation("decoder step", "is not computed on a GPU yet").remedy("Use --device cpu"))
-        }
-        Backend::Cpu | Backend::Plan => Ok(x.tensor().data()),
+    /// Where the keys and values of the hypotheses are, by token that was read.
+    fn rows(&self) -> Vec<u32> {
+        let stored = |time| self.hypotheses.iter().map(move |&hypothesis| (time * self.stored + hypothesis) as u32);
+        (0..self.read).flat_map(stored).collect()
     }
 }
 

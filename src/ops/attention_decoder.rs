@@ -72,7 +72,7 @@ pub struct State {
     pub hidden: Tensor,
     /// `[N, H]`
     pub cell: Tensor,
-    /// The attention over each sequence's utterance, one behind the other.
+    /// The attention over each sequence's utterance, one behind the other, in one column.
     pub attention: Tensor,
 }
 
@@ -190,7 +190,7 @@ impl Sizes {
             cells: new(&[rows, self.hidden]),
             gates: new(&[rows, 4 * self.hidden]),
             contexts: new(&[rows, self.frame + beside]),
-            attention: new(&[self.on_host().attention_length()]),
+            attention: new(&[self.on_host().attention_length(), 1]),
         }
     }
 }
@@ -399,7 +399,7 @@ pub fn step(device: &Device, operands: Operands, transcripts: &Transcripts, befo
     if let Some(State { hidden, cell, attention }) = before {
         expect_shape(NAME, "the state", hidden.shape(), &[count, sizes.hidden])?;
         expect_shape(NAME, "the cell", cell.shape(), &[count, sizes.hidden])?;
-        expect_shape(NAME, "the attention", attention.shape(), &[sizes.on_host().attention_length()])?;
+        expect_shape(NAME, "the attention", attention.shape(), &[sizes.on_host().attention_length(), 1])?;
     }
     let tensors = operands.all().map(|input| input.tensor().clone());
     let (Forward { hidden, cells, attention, .. }, _) = forward(device, &sizes, &tensors, before);
