@@ -29,28 +29,34 @@ impl Philox {
     /// The four numbers at `counter`.
     #[inline]
     pub fn block(&self, counter: [u32; 4]) -> [u32; 4] {
-        self.blocks(counter.map(|word| [word])).map(|[word]| word)
+        let [block] = self.blocks(counter);
+        block
     }
 
-    /// The numbers at several counters at once: word w of counter n is `counters[w][n]`, and so with the numbers.
+    /// The numbers at N counters one after the other, from `first` on; only the first word counts on, and wraps.
+    ///
+    /// Every word is held in 64 bits whose upper half is arbitrary: a product's lower half is the next round's word as it is, and the compiler makes
+    /// two multiplications, two shifts and four exclusive ors of a round, each of as many counters as a vector has words of 64 bits.
     #[inline(always)]
-    pub fn blocks<const N: usize>(&self, counters: [[u32; N]; 4]) -> [[u32; N]; 4] {
-        let [mut x0, mut x1, mut x2, mut x3] = counters;
+    pub fn blocks<const N: usize>(&self, first: [u32; 4]) -> [[u32; 4]; N] {
+        const LOWER: u64 = u32::MAX as u64;
+        let mut x0: [u64; N] = std::array::from_fn(|lane| u64::from(first[0].wrapping_add(lane as u32)));
+        let [mut x1, mut x2, mut x3] = [1, 2, 3].map(|word: usize| [u64::from(first[word]); N]);
         let mut key = self.key;
         for round in 0..ROUNDS {
             if round > 0 {
                 key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
             }
             for (((x0, x1), x2), x3) in x0.iter_mut().zip(&mut x1).zip(&mut x2).zip(&mut x3) {
-                let first = u64::from(MULTIPLIERS[0]) * u64::from(*x0);
-                let second = u64::from(MULTIPLIERS[1]) * u64::from(*x2);
-                *x0 = (second >> 32) as u32 ^ *x1 ^ key[0];
-                *x1 = second as u32;
-                *x2 = (first >> 32) as u32 ^ *x3 ^ key[1];
-                *x3 = first as u32;
+                let first = u64::from(MULTIPLIERS[0]) * (*x0 & LOWER);
+                let second = u64::from(MULTIPLIERS[1]) * (*x2 & LOWER);
+                *x0 = (second >> 32) ^ *x1 ^ u64::from(key[0]);
+                *x1 = second;
+                *x2 = (first >> 32) ^ *x3 ^ u64::from(key[1]);
+                *x3 = first;
             }
         }
-        [x0, x1, x2, x3]
+        std::array::from_fn(|lane| [x0[lane], x1[lane], x2[lane], x3[lane]].map(|word| word as u32))
     }
 
     /// The generator's numbers one after the other, from counter zero.

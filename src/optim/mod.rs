@@ -16,6 +16,7 @@ pub use epsilon_decay::EpsilonDecay;
 pub use noam::Noam;
 pub use norm::{GradientNorm, clip_coefficient, gradient_norm};
 
+use crate::backend::cpu::simd::vectorized;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -136,11 +137,6 @@ pub fn average_into(average: &mut [f32], value: &[f32], weight: f32) {
     over_no_state(average, value, |average, value| *average += weight * (value - *average));
 }
 
-/// Runs `work` compiled for the widest vectors that this processor has. Widths change no bits: nothing is contracted or reordered.
-fn vectorized(work: impl FnOnce()) {
-    pulp::Arch::new().dispatch(work);
-}
-
 fn over_no_state(parameter: &mut [f32], gradient: &[f32], update: impl Fn(&mut f32, f32) + Sync) {
     parameter.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).for_each(|(parameter, gradient)| {
         vectorized(
@@ -160,7 +156,7 @@ fn over_one_state(
     chunks.for_each(|((parameter, gradient), state)| {
         vectorized(
             #[inline(always)]
-            || parameter.iter_mut().zip(gradient).zip(state).for_each(|((p, &g), s)| update(p, g, s)),
+            || parameter.iter_mut().zip(gradient).zip(&mut *state).for_each(|((p, &g), s)| update(p, g, s)),
         );
     });
 }
@@ -178,7 +174,7 @@ fn over_two_states(
         vectorized(
             #[inline(always)]
             || {
-                let elements = parameter.iter_mut().zip(gradient).zip(first).zip(second);
+                let elements = parameter.iter_mut().zip(gradient).zip(&mut *first).zip(&mut *second);
                 elements.for_each(|(((p, &g), a), b)| update(p, g, a, b));
             },
         );

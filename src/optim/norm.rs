@@ -1,5 +1,6 @@
 //! The global gradient norm and the clipping that follows from it.
 
+use crate::backend::cpu::simd::vectorized;
 use rayon::prelude::*;
 
 /// Elements per partial sum: fixed, so that the sum's order, and with it every bit, is independent of the threads.
@@ -32,7 +33,7 @@ pub fn gradient_norm(gradients: &[&[f32]]) -> GradientNorm {
 }
 
 fn sum_of_squares(chunk: &[f32]) -> f64 {
-    pulp::Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             let mut lanes = [0.0f64; LANES];

@@ -1,6 +1,7 @@
-//! Dropout on packed rows. Random numbers are drawn for 64 elements at a time, sixteen blocks of Philox side by side: the compiler makes
-//! vectors of them, which draw three times as fast as one block after the other.
+//! Dropout on packed rows. Random numbers are drawn for 64 elements at a time, sixteen blocks of Philox side by side, of which the compiler makes
+//! vectors.
 
+use super::simd::vectorized;
 use crate::random::Mask;
 use rayon::prelude::*;
 
@@ -18,21 +19,20 @@ pub fn apply(x: &[f32], output: &mut [f32], offsets: &[usize], columns: usize, m
 
 /// `x = mask * x`, `[R, columns]`.
 pub fn apply_in_place(x: &mut [f32], offsets: &[usize], columns: usize, mask: &Mask) {
-    for_rows(x, offsets, columns, |elements, time, sequence| mask_row(elements, time, sequence, mask));
+    mask_rows(x, offsets, columns, mask, false);
 }
 
 /// The same with one mask for all times of a sequence, that of time 0 (locked dropout).
 pub fn apply_locked(x: &mut [f32], offsets: &[usize], columns: usize, mask: &Mask) {
-    for_rows(x, offsets, columns, |elements, _, sequence| mask_row(elements, 0, sequence, mask));
+    mask_rows(x, offsets, columns, mask, true);
 }
 
-/// `row(elements, time, sequence)` for all rows.
-fn for_rows(x: &mut [f32], offsets: &[usize], columns: usize, row: impl Fn(&mut [f32], u32, u32) + Sync) {
+fn mask_rows(x: &mut [f32], offsets: &[usize], columns: usize, mask: &Mask, locked: bool) {
     if columns == 0 {
         return;
     }
     x.par_chunks_mut(ROWS * columns).enumerate().for_each(|(chunk, rows)| {
-        pulp::Arch::new().dispatch(
+        vectorized(
             #[inline(always)]
             || {
                 let mut time = offsets.partition_point(|&offset| offset <= chunk * ROWS) - 1;
@@ -40,7 +40,8 @@ fn for_rows(x: &mut [f32], offsets: &[usize], columns: usize, row: impl Fn(&mut 
                     while offsets[time + 1] <= number {
                         time += 1;
                     }
-                    row(elements, time as u32, (number - offsets[time]) as u32);
+                    let drawn_at = if locked { 0 } else { time as u32 };
+                    mask_row(elements, drawn_at, (number - offsets[time]) as u32, mask);
                 }
             },
         );
@@ -49,7 +50,7 @@ fn for_rows(x: &mut [f32], offsets: &[usize], columns: usize, row: impl Fn(&mut 
 
 /// `elements = mask * elements`, those of the place (time, sequence).
 pub(super) fn mask_row_at(elements: &mut [f32], time: u32, sequence: u32, mask: &Mask) {
-    pulp::Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || mask_row(elements, time, sequence, mask),
     );
@@ -58,19 +59,11 @@ pub(super) fn mask_row_at(elements: &mut [f32], time: u32, sequence: u32, mask: 
 #[inline(always)]
 fn mask_row(elements: &mut [f32], time: u32, sequence: u32, mask: &Mask) {
     for (number, elements) in elements.chunks_mut(ELEMENTS).enumerate() {
-        let random = draw(mask, (number * BLOCKS) as u32, time, sequence);
+        let random: [[u32; 4]; BLOCKS] = mask.philox.blocks([(number * BLOCKS) as u32, time, sequence, mask.step]);
         for (element, random) in elements.iter_mut().zip(random.as_flattened()) {
             *element = if *random >= mask.threshold { *element * mask.scale } else { 0.0 };
         }
     }
-}
-
-/// The blocks `first..first + BLOCKS` of a row.
-#[inline(always)]
-fn draw(mask: &Mask, first: u32, time: u32, sequence: u32) -> [[u32; 4]; BLOCKS] {
-    let quarters: [u32; BLOCKS] = std::array::from_fn(|lane| first + lane as u32);
-    let words = mask.philox.blocks([quarters, [time; BLOCKS], [sequence; BLOCKS], [mask.step; BLOCKS]]);
-    std::array::from_fn(|lane| words.map(|word| word[lane]))
 }
 
 #[cfg(test)]

@@ -35,6 +35,25 @@ pub fn apply<Operation: WithSimd>(operation: Operation) -> Operation::Output {
     pulp::Arch::new().dispatch(operation)
 }
 
+/// Runs a closure with the widest instruction set that this machine has: for loops of which the compiler makes vectors by itself. Mark the closure
+/// `#[inline(always)]`. Widths change no bits: nothing is contracted or reordered.
+#[inline]
+pub fn vectorized<Output>(work: impl FnMut() -> Output) -> Output {
+    apply(Vectorized(work))
+}
+
+/// Called as `FnMut`, a closure is inlined; between a `FnOnce` and a closure that is none the compiler puts a function without vector instructions.
+struct Vectorized<Work>(Work);
+
+impl<Output, Work: FnMut() -> Output> WithSimd for Vectorized<Work> {
+    type Output = Output;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) -> Output {
+        (self.0)()
+    }
+}
+
 /// min(max(x, low), high), and NaN for NaN.
 #[inline(always)]
 pub fn clamp<S: Simd>(simd: S, x: S::f32s, low: f32, high: f32) -> S::f32s {
