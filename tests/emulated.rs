@@ -133,6 +133,46 @@ fn a_transformer_has_the_losses_of_the_cpu_on_the_gpu_joint_and_below_its_softma
     assert_same_hypotheses(&tiny, "gpu");
 }
 
+/// Requires that a model learns the tiny corpus by heart on the GPU.
+fn assert_learned_on_the_gpu(changes: &[&str]) {
+    let tiny = Tiny::new();
+    let changes = [changes, &["cascade={strategy=\"none\"}"]].concat();
+    let Some(run) = train(&tiny, "gpu", "run", &changes) else { return };
+    let best = &run.result.stages[0].valid;
+    assert_eq!((best.cer, best.wer), (Some(0.0), Some(0.0)));
+}
+
+#[test]
+fn blstms_learn_a_tiny_corpus_to_zero_error_on_the_gpu() {
+    assert_learned_on_the_gpu(&["training.max_epochs=40"]);
+}
+
+#[test]
+fn blstms_above_convolutions_learn_a_tiny_corpus_to_zero_error_on_the_gpu() {
+    let model = "model={kind=\"blstm-ctc\", frontend=\"vgg\", layers=1, units=32, projection=24}";
+    assert_learned_on_the_gpu(&[
+        model,
+        "optimizer.learning_rate=0.001",
+        "batch.utterances=2",
+        "training.max_epochs=60",
+    ]);
+}
+
+#[test]
+fn ctc_with_attention_learns_a_tiny_corpus_to_zero_error_on_the_gpu() {
+    let model = "model={kind=\"ctc-attention\", layers=1, units=16, projection=12, subsample=[2], attention=12, \
+                 attention_channels=2, attention_reach=5, decoder_units=16, label_smoothing=0.05}";
+    assert_learned_on_the_gpu(&[model, "training.max_epochs=60"]);
+}
+
+#[test]
+fn a_transformer_learns_a_tiny_corpus_to_zero_error_on_the_gpu() {
+    let model = "model={kind=\"transformer\", encoder_layers=1, decoder_layers=1, units=32, heads=2, feedforward=64, \
+                 dropout=0.0, label_smoothing=0.1, ctc_weight=0.5}";
+    let optimizer = "optimizer={kind=\"adam\", learning_rate=0.4, warmup=40}";
+    assert_learned_on_the_gpu(&[model, optimizer, "training.max_epochs=60"]);
+}
+
 #[test]
 fn a_cascade_on_the_gpu_has_the_losses_of_the_cpu() {
     let tiny = Tiny::new();
