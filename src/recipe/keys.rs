@@ -8,13 +8,16 @@ use super::form::{Form, Interval};
 pub struct Key {
     /// With its sections: `optimizer.rho`.
     pub name: &'static str,
-    /// The key exists only where that other key has that value.
-    pub only_with: Option<(&'static str, &'static str)>,
+    /// The key exists only where that other key has one of these values.
+    pub only_with: Option<Kinds>,
     pub form: Form,
     pub default: Preset,
     /// One clause without a full stop.
     pub help: &'static str,
 }
+
+/// A key that chooses a kind, and words that it may be.
+pub type Kinds = (&'static str, &'static [&'static str]);
 
 /// What a key is when the recipe does not give it.
 #[derive(Debug)]
@@ -33,27 +36,21 @@ const fn key(name: &'static str, form: Form, default: Preset, help: &'static str
     Key { name, only_with: None, form, default, help }
 }
 
-/// A key that exists with one kind only.
-const fn with(
-    kind: (&'static str, &'static str),
-    name: &'static str,
-    form: Form,
-    default: Preset,
-    help: &'static str,
-) -> Key {
-    Key { name, only_with: Some(kind), form, default, help }
+/// A key that exists with some kinds only.
+const fn with(kinds: Kinds, name: &'static str, form: Form, default: Preset, help: &'static str) -> Key {
+    Key { name, only_with: Some(kinds), form, default, help }
 }
 
-const SPEECH: (&str, &str) = ("data.kind", "speech");
-const TEXT: (&str, &str) = ("data.kind", "text");
-const BLSTM_CTC: (&str, &str) = ("model.kind", "blstm-ctc");
-const CTC_ATTENTION: (&str, &str) = ("model.kind", "ctc-attention");
-const TRANSFORMER: (&str, &str) = ("model.kind", "transformer");
-const LSTM_LM: (&str, &str) = ("model.kind", "lstm-lm");
-const NT_ASGD: (&str, &str) = ("optimizer.kind", "nt-asgd");
-const ADADELTA: (&str, &str) = ("optimizer.kind", "adadelta");
-const SGD: (&str, &str) = ("optimizer.kind", "sgd");
-const ADAM: (&str, &str) = ("optimizer.kind", "adam");
+const SPEECH: Kinds = ("data.kind", &["speech"]);
+const TEXT: Kinds = ("data.kind", &["text"]);
+const BLSTMS: Kinds = ("model.kind", &["blstm-ctc", "ctc-attention"]);
+const CTC_ATTENTION: Kinds = ("model.kind", &["ctc-attention"]);
+const TRANSFORMER: Kinds = ("model.kind", &["transformer"]);
+const LSTM_LM: Kinds = ("model.kind", &["lstm-lm"]);
+const NT_ASGD: Kinds = ("optimizer.kind", &["nt-asgd"]);
+const ADADELTA: Kinds = ("optimizer.kind", &["adadelta"]);
+const SGD: Kinds = ("optimizer.kind", &["sgd"]);
+const ADAM: Kinds = ("optimizer.kind", &["adam"]);
 
 /// No size of a network or of a batch reaches this; larger ones are slips of the hand.
 const MANY: i64 = 1_000_000;
@@ -238,62 +235,31 @@ pub const KEYS: &[Key] = &[
         "blstm-ctc: BLSTMs, each with a tanh projection, under a softmax trained by CTC; ctc-attention: the same with an LSTM decoder that attends to them; transformer: encoder and decoder layers of attention, trained by CTC and the decoder's cross entropy; lstm-lm: a language model of LSTMs",
     ),
     with(
-        BLSTM_CTC,
+        BLSTMS,
         "model.frontend",
         Choice(&["none", "vgg"]),
         Value("\"none\""),
         "vgg: two blocks of two 3x3 convolutions (64 and 128 channels) and a pooling, below the BLSTMs, which see every fourth frame (ESPnet's vggblstmp)",
     ),
-    with(BLSTM_CTC, "model.layers", Whole(1, 1000), Required, "BLSTMs, each with its projection"),
-    with(BLSTM_CTC, "model.units", Whole(1, MANY), Required, "Cells of each direction of a BLSTM"),
-    with(BLSTM_CTC, "model.projection", Whole(1, MANY), Required, "Outputs of each projection"),
+    with(BLSTMS, "model.layers", Whole(1, 1000), Required, "BLSTMs, each with its projection"),
+    with(BLSTMS, "model.units", Whole(1, MANY), Required, "Cells of each direction of a BLSTM"),
+    with(BLSTMS, "model.projection", Whole(1, MANY), Required, "Outputs of each projection"),
     with(
-        BLSTM_CTC,
+        BLSTMS,
         "model.subsample",
         WholeList(1, 1000),
         Derived("1 for every layer"),
         "For each layer, bottom first: keeps every s-th frame of the BLSTM's output, the first always",
     ),
     with(
-        BLSTM_CTC,
+        BLSTMS,
         "model.dropout",
         Number(Interval::from(0.0).below(1.0)),
         Value("0.0"),
         "Rate of the dropout after each projection",
     ),
     with(
-        BLSTM_CTC,
-        "model.init",
-        Choice(&["espnet", "pytorch"]),
-        Value("\"espnet\""),
-        "espnet: normal with variance 1 / inputs, biases 0; pytorch: uniform as torch.nn's layers",
-    ),
-    with(
-        CTC_ATTENTION,
-        "model.frontend",
-        Choice(&["none", "vgg"]),
-        Value("\"none\""),
-        "vgg: two blocks of two 3x3 convolutions (64 and 128 channels) and a pooling, below the BLSTMs, which see every fourth frame (ESPnet's vggblstmp)",
-    ),
-    with(CTC_ATTENTION, "model.layers", Whole(1, 1000), Required, "BLSTMs, each with its projection"),
-    with(CTC_ATTENTION, "model.units", Whole(1, MANY), Required, "Cells of each direction of a BLSTM"),
-    with(CTC_ATTENTION, "model.projection", Whole(1, MANY), Required, "Outputs of each projection"),
-    with(
-        CTC_ATTENTION,
-        "model.subsample",
-        WholeList(1, 1000),
-        Derived("1 for every layer"),
-        "For each layer, bottom first: keeps every s-th frame of the BLSTM's output, the first always",
-    ),
-    with(
-        CTC_ATTENTION,
-        "model.dropout",
-        Number(Interval::from(0.0).below(1.0)),
-        Value("0.0"),
-        "Rate of the dropout after each projection",
-    ),
-    with(
-        CTC_ATTENTION,
+        BLSTMS,
         "model.init",
         Choice(&["espnet", "pytorch"]),
         Value("\"espnet\""),
@@ -346,7 +312,7 @@ pub const KEYS: &[Key] = &[
         "model.scheduled_sampling",
         Number(Interval::from(0.0).to(1.0)),
         Value("0.0"),
-        "Probability that the decoder reads in training what it found likeliest itself instead of the true symbol (ESPnet's sampling-probability); on the CPU",
+        "Probability that the decoder reads in training what it found likeliest itself instead of the true symbol (ESPnet's sampling-probability); a GPU then waits for the host at every symbol",
     ),
     with(TRANSFORMER, "model.encoder_layers", Whole(1, 1000), Required, "Layers of the encoder"),
     with(TRANSFORMER, "model.decoder_layers", Whole(1, 1000), Required, "Layers of the decoder"),

@@ -149,10 +149,10 @@ impl Source {
             let key = match self.find(name)? {
                 Some(key) => key,
                 None => {
-                    let (kind, word) = first.only_with.unwrap_or(("", ""));
-                    let actual = self.text(kind)?;
+                    let (kind, words) = first.only_with.unwrap_or(("", &[]));
+                    let (words, actual) = (words.join("\" or \""), self.text(kind)?);
                     let problem =
-                        format!("the key {name} exists only with {kind} = \"{word}\", and {kind} is \"{actual}\"");
+                        format!("the key {name} exists only with {kind} = \"{words}\", and {kind} is \"{actual}\"");
                     let section = name.split('.').next().unwrap_or(name);
                     return Err(self.error(given.place, problem).remedy(format!(
                         "Remove it; on the command line, --set '{section}={{...}}' replaces a whole section"
@@ -182,7 +182,7 @@ impl Source {
     fn find(&self, name: &str) -> Result<Option<&'static Key>> {
         for key in KEYS.iter().filter(|key| key.name == name) {
             match key.only_with {
-                Some((kind, word)) if self.text(kind)? != word => continue,
+                Some((kind, words)) if !words.contains(&self.text(kind)?.as_str()) => continue,
                 _ => return Ok(Some(key)),
             }
         }

@@ -120,8 +120,9 @@ fn a_filled_recipe_has_every_key_and_is_the_same_recipe() {
         let tree = toml::Value::Table(table);
         let look_up = |name: &str| name.split('.').try_fold(&tree, |value, part| value.get(part));
         for (row, key) in KEYS.iter().enumerate() {
+            let word_of = |kind| look_up(kind).and_then(toml::Value::as_str);
             let chosen =
-                key.only_with.is_none_or(|(kind, word)| look_up(kind).and_then(toml::Value::as_str) == Some(word));
+                key.only_with.is_none_or(|(kind, words)| word_of(kind).is_some_and(|word| words.contains(&word)));
             let other_seed_key = key.name == if recipe.seeds.len() == 1 { "seeds" } else { "seed" };
             if chosen && !other_seed_key {
                 let value = look_up(key.name).unwrap_or_else(|| panic!("{} is not in\n{filled}", key.name));
@@ -178,7 +179,7 @@ fn every_word_of_every_choice_can_be_chosen() {
         let Form::Choice(words) = key.form else { continue };
         for word in words {
             let mut overrides: Vec<String> = Vec::new();
-            match key.only_with {
+            match key.only_with.map(|(kind, words)| (kind, words[0])) {
                 Some(("data.kind", "text") | ("model.kind", "lstm-lm")) => overrides.extend(OF_TEXT.map(String::from)),
                 Some(("model.kind", "transformer")) => overrides.push(TRANSFORMER.into()),
                 Some(("model.kind", "ctc-attention")) => overrides.push(CTC_ATTENTION.into()),

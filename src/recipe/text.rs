@@ -20,7 +20,7 @@ pub fn help() -> String {
     let mut heading = String::new();
     for key in KEYS {
         let (section, name) = split(key.name);
-        let kind = key.only_with.map(|(kind, word)| format!("with {kind} = \"{word}\""));
+        let kind = key.only_with.map(|(kind, words)| format!("with {kind} = \"{}\"", words.join("\" or \"")));
         let place = match section {
             "" => "Keys at the top".to_owned(),
             section => format!("[{section}]"),
@@ -87,7 +87,8 @@ pub fn filled(recipe: &Recipe) -> Result<String> {
 
 /// False for a key of a kind that the recipe did not choose.
 fn exists(key: &Key, tree: &Value) -> bool {
-    key.only_with.is_none_or(|(kind, word)| look_up(tree, kind).and_then(Value::as_str) == Some(word))
+    let chosen = |kind| look_up(tree, kind).and_then(Value::as_str);
+    key.only_with.is_none_or(|(kind, words)| chosen(kind).is_some_and(|word| words.contains(&word)))
 }
 
 fn look_up<'a>(tree: &'a Value, name: &str) -> Option<&'a Value> {
