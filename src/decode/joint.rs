@@ -26,7 +26,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::prefix_score::{Extension, PrefixScore, PrefixState};
+use super::prefix_score::{PrefixScore, PrefixState};
 use super::{BLANK, check_shape};
 use crate::error::{Error, Result};
 
@@ -267,8 +267,6 @@ struct Parts {
 struct Candidate {
     parent: usize,
     token: u32,
-    /// Among the symbols that its parent was extended by.
-    place: usize,
     parts: Parts,
 }
 
@@ -354,16 +352,17 @@ impl Search {
 
     /// Goes on by one symbol; gives the parent of every hypothesis that is live then.
     fn advance(&mut self, length: usize, attention: Option<Rows>, fluency: Option<Rows>) -> Vec<usize> {
-        let (candidates, extensions) = self.extend(length, attention, fluency);
+        let candidates = self.extend(length, attention, fluency);
         let (mut next, mut parents) = (Vec::new(), Vec::new());
-        for Candidate { parent, token, place, parts } in candidates {
-            let tokens = &self.live[parent].tokens;
+        for Candidate { parent, token, parts } in candidates {
+            let Live { tokens, state, .. } = &self.live[parent];
             if token == self.symbols.end {
                 let complete = self.completed(tokens[1..].to_vec(), parts);
                 self.complete.push(complete);
                 continue;
             }
-            let state = extensions.get(parent).map(|extension| extension.state(place));
+            let state = self.ctc.as_ref().zip(state.as_ref());
+            let state = state.map(|(ctc, state)| ctc.extended(state, &tokens[1..], token));
             next.push(Live { tokens: tokens.iter().copied().chain([token]).collect(), parts, state });
             parents.push(parent);
         }
@@ -391,20 +390,15 @@ impl Search {
         }
     }
 
-    /// The best `beam` extensions of all hypotheses, which have `length` labels, and what CTC needs to go on from them.
-    fn extend(
-        &self,
-        length: usize,
-        attention: Option<Rows>,
-        fluency: Option<Rows>,
-    ) -> (Vec<Candidate>, Vec<Extension>) {
+    /// The best `beam` extensions of all hypotheses, which have `length` labels.
+    fn extend(&self, length: usize, attention: Option<Rows>, fluency: Option<Rows>) -> Vec<Candidate> {
         let is_pruned = self.has_decoder && self.ctc.is_some();
         let mut found = self.candidates(length, attention, fluency, is_pruned);
-        if found.0.is_empty() && is_pruned {
+        if found.is_empty() && is_pruned {
             // What the decoder likes best may have no room left in the frames; something else has.
             found = self.candidates(length, attention, fluency, false);
         }
-        keep_best(&mut found.0, self.options.beam, Candidate::rank);
+        keep_best(&mut found, self.options.beam, Candidate::rank);
         found
     }
 
@@ -415,21 +409,18 @@ impl Search {
         attention: Option<Rows>,
         language_model: Option<Rows>,
         is_pruned: bool,
-    ) -> (Vec<Candidate>, Vec<Extension>) {
+    ) -> Vec<Candidate> {
         let mut candidates = Vec::new();
-        let mut extensions = Vec::new();
         for (parent, hypothesis) in self.live.iter().enumerate() {
             let row = |rows: Option<Rows>, token: u32| rows.map_or(0.0, |rows| rows.at(parent, token));
             let tokens = self.proposed(length, is_pruned, |token| row(attention, token));
-            let extension = match (&self.ctc, &hypothesis.state) {
-                (Some(ctc), Some(state)) => Some(ctc.extend(state, &hypothesis.tokens[1..], &tokens)),
-                _ => None,
-            };
+            let heard_by_ctc = self.ctc.as_ref().zip(hypothesis.state.as_ref());
+            let heard_by_ctc = heard_by_ctc.map(|(ctc, state)| ctc.scores(state, &hypothesis.tokens[1..], &tokens));
             let weight = self.options.ctc_weight;
             for (place, &token) in tokens.iter().enumerate() {
                 let Parts { score, attention: so_far, ctc: before, language_model: fluency } = hypothesis.parts;
                 let (heard, fluent) = (row(attention, token), row(language_model, token));
-                let ctc = extension.as_ref().map_or(0.0, |extension| extension.scores[place]);
+                let ctc = heard_by_ctc.as_ref().map_or(0.0, |scores| scores[place]);
                 // Nothing times minus infinity would not be a number.
                 let weighted = |weight: f64, part: f64| if weight == 0.0 { 0.0 } else { weight * part };
                 let score = score
@@ -438,12 +429,11 @@ impl Search {
                     + weighted(self.options.language_model_weight, fluent);
                 if score > NEVER {
                     let parts = Parts { score, attention: so_far + heard, ctc, language_model: fluency + fluent };
-                    candidates.push(Candidate { parent, token, place, parts });
+                    candidates.push(Candidate { parent, token, parts });
                 }
             }
-            extensions.extend(extension);
         }
-        (candidates, extensions)
+        candidates
     }
 
     /// The symbols that a hypothesis with `length` labels is extended by, in the order of their ids.

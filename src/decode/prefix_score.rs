@@ -10,8 +10,8 @@
 //! Ψ(g c ...) = ⊕ over t of φ[t-1] + y[t][c]
 //! ```
 //!
-//! The end symbol's score is ln p of g itself. All candidates of a prefix are computed together, a frame at a time: 3 T K additions of
-//! probabilities, in f64.
+//! The end symbol's score is ln p of g itself. Ψ asks only for g's own probabilities, so a candidate costs T exponentials, and T additions of probabilities
+//! three times over only once it is chosen; all in f64.
 
 use super::joint::Symbols;
 use super::{BLANK, normalise};
@@ -26,37 +26,35 @@ pub struct PrefixScore {
     symbols: Symbols,
 }
 
-/// A prefix: `label` and `blank`, [T] each.
+/// A prefix: `blank`, and the sum of `label` and `blank`, [T] each.
 #[derive(Debug, Clone)]
 pub struct PrefixState {
-    label: Vec<f64>,
     blank: Vec<f64>,
+    either: Vec<f64>,
 }
 
-/// A prefix with each of its candidates.
-pub struct Extension {
-    /// Ψ of each candidate; the end symbol's is ln p of the prefix itself.
-    pub scores: Vec<f64>,
-    /// [T, K].
-    label: Vec<f64>,
-    blank: Vec<f64>,
-}
+impl PrefixState {
+    fn new(label: &[f64], blank: Vec<f64>) -> Self {
+        let either = label.iter().zip(&blank).map(|(&label, &blank)| log_add(label, blank)).collect();
+        PrefixState { blank, either }
+    }
 
-impl Extension {
-    /// The prefix with the candidate at `place`.
-    pub fn state(&self, place: usize) -> PrefixState {
-        let column = |values: &[f64]| values.iter().copied().skip(place).step_by(self.scores.len()).collect();
-        PrefixState { label: column(&self.label), blank: column(&self.blank) }
+    /// φ of a candidate, which repeats the prefix's last label or does not.
+    fn phi(&self, repeats: bool) -> &[f64] {
+        if repeats { &self.blank } else { &self.either }
     }
 }
 
-/// ln(e^a + e^b). What is smaller by e^-40 is below the last bit.
+/// What is smaller by this in its logarithm is below the last bit of a sum.
+const NOTHING: f64 = -40.0;
+
+/// ln(e^a + e^b).
 #[inline]
 fn log_add(a: f64, b: f64) -> f64 {
     let (low, high) = if a < b { (a, b) } else { (b, a) };
     let difference = low - high;
     // Of two impossible ones it is no number, and this is false.
-    if difference > -40.0 { high + difference.exp().ln_1p() } else { high }
+    if difference > NOTHING { high + difference.exp().ln_1p() } else { high }
 }
 
 impl PrefixScore {
@@ -84,40 +82,45 @@ impl PrefixScore {
             sum += self.at(frame, BLANK);
             sum
         });
-        PrefixState { label: vec![NEVER; self.frames], blank: blank.collect() }
+        PrefixState::new(&vec![NEVER; self.frames], blank.collect())
     }
 
-    /// `prefix` (its labels alone) with each of `candidates`, none of which is the blank.
-    pub fn extend(&self, state: &PrefixState, prefix: &[u32], candidates: &[u32]) -> Extension {
-        let (frames, count, length) = (self.frames, candidates.len(), prefix.len());
-        let mut label = vec![NEVER; frames * count];
-        let mut blank = vec![NEVER; frames * count];
-        let mut scores = vec![NEVER; count];
-        let sums: Vec<f64> =
-            state.label.iter().zip(&state.blank).map(|(&label, &blank)| log_add(label, blank)).collect();
-        if length == 0 {
-            for (place, &candidate) in candidates.iter().enumerate() {
-                label[place] = self.at(0, candidate);
-                scores[place] = label[place];
+    /// Ψ of `prefix` (its labels alone) with each of `candidates`, none of which is the blank; the end symbol's is ln p of the prefix itself.
+    pub fn scores(&self, state: &PrefixState, prefix: &[u32], candidates: &[u32]) -> Vec<f64> {
+        let mut terms = Vec::with_capacity(self.frames);
+        let mut score = |&candidate: &u32| {
+            if candidate == self.symbols.end {
+                return state.either[self.frames - 1];
             }
+            let phi = state.phi(prefix.last() == Some(&candidate));
+            // n labels take n frames at least, so the first paths with one more end in frame n.
+            let term = |frame: usize| {
+                let before = if frame > 0 { phi[frame - 1] } else { 0.0 };
+                before + self.at(frame, candidate)
+            };
+            terms.clear();
+            terms.extend((prefix.len()..self.frames).map(term));
+            let largest = terms.iter().copied().fold(NEVER, f64::max);
+            // Where all are impossible, their differences to the largest are no numbers and count for nothing.
+            let parts = terms.iter().map(|term| term - largest).filter(|&part| part > NOTHING);
+            largest + parts.map(f64::exp).sum::<f64>().ln()
+        };
+        candidates.iter().map(&mut score).collect()
+    }
+
+    /// `prefix` with `candidate`, neither the blank nor the end symbol, behind it.
+    pub fn extended(&self, state: &PrefixState, prefix: &[u32], candidate: u32) -> PrefixState {
+        let phi = state.phi(prefix.last() == Some(&candidate));
+        let mut label = vec![NEVER; self.frames];
+        let mut blank = vec![NEVER; self.frames];
+        if prefix.is_empty() {
+            label[0] = self.at(0, candidate);
         }
-        // n labels take n frames at least, so the first paths with one more end in frame n.
-        for frame in length.max(1)..frames {
-            let (before, now) = ((frame - 1) * count, frame * count);
-            let blank_now = self.at(frame, BLANK);
-            for (place, &candidate) in candidates.iter().enumerate() {
-                let repeats = prefix.last() == Some(&candidate);
-                let phi = if repeats { state.blank[frame - 1] } else { sums[frame - 1] };
-                let y = self.at(frame, candidate);
-                label[now + place] = log_add(label[before + place], phi) + y;
-                blank[now + place] = log_add(label[before + place], blank[before + place]) + blank_now;
-                scores[place] = log_add(scores[place], phi + y);
-            }
+        for frame in prefix.len().max(1)..self.frames {
+            label[frame] = log_add(label[frame - 1], phi[frame - 1]) + self.at(frame, candidate);
+            blank[frame] = log_add(label[frame - 1], blank[frame - 1]) + self.at(frame, BLANK);
         }
-        for (place, _) in candidates.iter().enumerate().filter(|&(_, &candidate)| candidate == self.symbols.end) {
-            scores[place] = sums[frames - 1];
-        }
-        Extension { scores, label, blank }
+        PrefixState::new(&label, blank)
     }
 }
 
@@ -136,19 +139,19 @@ mod tests {
             let prefix_score = PrefixScore::new(&scores, symbols).unwrap();
             let mut prefixes = vec![(Vec::new(), prefix_score.initial())];
             while let Some((prefix, state)) = prefixes.pop() {
-                let extension = prefix_score.extend(&state, &prefix, &[1, 2, 3]);
-                for (place, candidate) in [1, 2].into_iter().enumerate() {
+                let scores = prefix_score.scores(&state, &prefix, &[1, 2, 3]);
+                for (candidate, score) in [1, 2].into_iter().zip(&scores) {
                     let longer = [prefix.as_slice(), &[candidate]].concat();
                     let expected: f64 =
                         all.iter().filter(|(labels, _)| labels.starts_with(&longer)).map(|(_, p)| p).sum();
-                    let found = extension.scores[place].exp();
+                    let found = score.exp();
                     assert!((found - expected).abs() < 1e-12, "{longer:?}: {found} {expected}");
                     if longer.len() <= frames {
-                        prefixes.push((longer, extension.state(place)));
+                        prefixes.push((longer, prefix_score.extended(&state, &prefix, candidate)));
                     }
                 }
                 let alone = all.get(&prefix).copied().unwrap_or(0.0);
-                assert!((extension.scores[2].exp() - alone).abs() < 1e-12, "{prefix:?}");
+                assert!((scores[2].exp() - alone).abs() < 1e-12, "{prefix:?}");
             }
         }
     }

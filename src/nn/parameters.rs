@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::nn::initialization::{Role, Scheme, initial_values};
 use crate::tape::{GradientBuffers, Var};
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 
 /// A parameter as a layer declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +44,25 @@ impl Parameters {
             let values = if device.computes() { initial_values(spec, scheme, seed) } else { Vec::new() };
             tensor(device, spec, values)
         };
-        Parameters {
-            specs: specs.to_vec(),
-            values: specs.iter().map(value).collect(),
-            trainable: vec![false; specs.len()],
-            gradients: GradientBuffers::default(),
-        }
+        Self::of_values(specs, specs.iter().map(value).collect())
+    }
+
+    /// These values, which `read` gives for every parameter; none is trainable.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn read<'a>(
+        device: &Device,
+        specs: &[ParameterSpec],
+        read: impl Fn(&ParameterSpec) -> Result<Cow<'a, [f32]>>,
+    ) -> Result<Self> {
+        let values = specs.iter().map(|spec| Ok(tensor(device, spec, read(spec)?.into_owned())));
+        Ok(Self::of_values(specs, values.collect::<Result<_>>()?))
+    }
+
+    fn of_values(specs: &[ParameterSpec], values: Vec<Tensor>) -> Self {
+        let (specs, trainable) = (specs.to_vec(), vec![false; specs.len()]);
+        Parameters { specs, values, trainable, gradients: GradientBuffers::default() }
     }
 
     /// Says which parameters are trainable, and allocates gradient buffers for just these.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result, Subject};
 use crate::models::Network;
 use crate::models::any::AnyRecogniser;
 use crate::models::recogniser::Recogniser;
-use crate::nn::{Parameters, Scheme};
+use crate::nn::Parameters;
 use crate::ops::sequences::Sequences;
 use crate::recipe::{Batch as BatchSection, DataKind, FrontEnd, Model, Recipe};
 use crate::train::checkpoint::load_weights;
@@ -73,10 +73,7 @@ impl LoadedModel {
         let model = model_of_sizes(&recipe, inputs, &frontend.tokens)?;
         let structure = model.structure();
         weights.expect(structure.specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())))?;
-        let mut parameters = Parameters::initialize(device, &structure.specs, Scheme::Espnet, 0);
-        for (index, spec) in structure.specs.iter().enumerate() {
-            parameters.set(index, &weights.get(&spec.name, &spec.shape)?)?;
-        }
+        let parameters = Parameters::read(device, &structure.specs, |spec| weights.get(&spec.name, &spec.shape))?;
         let learner = frozen(device, model, parameters, &recipe);
         Ok(LoadedModel { recipe, frontend, learner })
     }

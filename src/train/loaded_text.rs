@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::Network;
 use crate::models::predictors::LanguageModelPredictor;
-use crate::nn::{Parameters, Scheme};
+use crate::nn::Parameters;
 use crate::random::Philox;
 use crate::recipe::{Batch as BatchSection, Recipe, TextMode};
 use crate::score::perplexity::{bits_per_character, perplexity};
@@ -99,10 +99,7 @@ impl LoadedText {
         let model = language_model(&recipe, vocabulary.len())?;
         let structure = model.structure();
         weights.expect(structure.specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())))?;
-        let mut parameters = Parameters::initialize(device, &structure.specs, Scheme::Espnet, 0);
-        for (index, spec) in structure.specs.iter().enumerate() {
-            parameters.set(index, &weights.get(&spec.name, &spec.shape)?)?;
-        }
+        let parameters = Parameters::read(device, &structure.specs, |spec| weights.get(&spec.name, &spec.shape))?;
         // Everything frozen: no gradient buffer and no optimiser state exists.
         let groups: Vec<usize> = (0..structure.groups.len()).collect();
         let learner = Learner::with_parameters(device, model, parameters, &groups, update_options(&recipe));

@@ -11,8 +11,8 @@
 //! the gradients of g, U and F, which are then added in the order of the utterances.
 
 use super::attention::{Packing, split};
-use super::matmul::{Matrix, column_sums, matmul};
-use super::simd::{WithSimd, apply, exp_nonpositive, load, sigmoid, tanh};
+use super::matmul::{Matrix, column_sums, matmul, rows_per_task};
+use super::simd::{WithSimd, apply, exp_nonpositive, load, sigmoid, tanh, vectorized};
 use super::softmax::row_max;
 use pulp::Simd;
 use rayon::prelude::*;
@@ -170,7 +170,7 @@ impl Decoder<'_> {
                 let count = self.frames_of(n);
                 let (earlier, rest) = attention.split_at_mut(step * count);
                 let previous = if step == 0 { &first[n][..] } else { &earlier[(step - 1) * count..] };
-                let tangents = self.tangents(&encoded[self.of[n]], query, previous, weights).0;
+                let tangents = self.tangents(&encoded[self.of[n]], query, &self.padded(previous), weights).0;
                 let now = &mut rest[..count];
                 apply(Energies { tangents: &tangents, energy: weights.energy, attention: now });
                 let (now, frames) = (Matrix::rows(now, count), Matrix::rows(&by_utterance[self.of[n]], e));
@@ -180,10 +180,11 @@ impl Decoder<'_> {
             let of_context = Matrix::strided(&weights.input[d..], d + e).transposed();
             matmul(active, 4 * h, e, Matrix::rows(contexts, e), of_context, gates, 4 * h, true);
             matmul(active, 4 * h, h, z, Matrix::rows(weights.recurrent, h).transposed(), gates, 4 * h, true);
-            let rows = gates.chunks_exact_mut(4 * h).zip(c.chunks_exact(h));
-            for ((gates, c), (now, cell)) in rows.zip(now.chunks_exact_mut(h).zip(cells_now.chunks_exact_mut(h))) {
-                apply(Cell { gates, before: c, cell, hidden: now });
-            }
+            let rows = gates.par_chunks_exact_mut(4 * h).zip(c.par_chunks_exact(h));
+            let results = now.par_chunks_exact_mut(h).zip(cells_now.par_chunks_exact_mut(h));
+            rows.zip(results).with_min_len(rows_per_task(4 * h)).for_each(|((gates, before), (hidden, cell))| {
+                apply(Cell { gates, before, cell, hidden });
+            });
         }
     }
 
@@ -217,17 +218,18 @@ impl Decoder<'_> {
             };
             before[start * h..][..active * h].copy_from_slice(z);
             let dgates = &mut dgates[start * 4 * h..][..active * 4 * h];
-            for n in 0..active {
+            let rows = dcells.par_chunks_exact_mut(h).zip(dgates.par_chunks_exact_mut(4 * h)).enumerate();
+            rows.with_min_len(rows_per_task(4 * h)).for_each(|(n, (dcell, dgates))| {
                 let row = start + n;
                 cell_backward(
                     &kept.gates[row * 4 * h..][..4 * h],
                     &kept.cells[row * h..][..h],
                     &c[n * h..][..h],
                     (&dy[row * h..][..h], &dhidden[n * h..][..h]),
-                    &mut dcells[n * h..][..h],
-                    &mut dgates[n * 4 * h..][..4 * h],
+                    dcell,
+                    dgates,
                 );
-            }
+            });
             let of_gates = Matrix::rows(dgates, 4 * h);
             let of_context = Matrix::strided(&weights.input[d..], d + e);
             matmul(active, e, 4 * h, of_gates, of_context, &mut dcontexts, e, false);
@@ -282,7 +284,7 @@ impl Decoder<'_> {
         let utterance = |n: usize| -> Vec<f32> {
             let times = 0..self.frames.lengths[n];
             let row = |time: usize| &rows[(self.frames.offsets[time] + n) * columns..][..columns];
-            times.flat_map(row).copied().collect()
+            times.map(row).collect::<Vec<_>>().concat()
         };
         (0..self.frames.lengths.len()).into_par_iter().map(utterance).collect()
     }
@@ -301,32 +303,61 @@ impl Decoder<'_> {
         sequences.collect()
     }
 
-    /// tanh(V h + W z + U (F * a')), `[T, A]`, and F * a', `[T, channels]`.
+    /// tanh(V h + W z + U (F * a')), `[T, A]`, and F * a', `[channels, T]`; `previous` is a', padded.
     fn tangents(&self, encoded: &[f32], query: &[f32], previous: &[f32], weights: &Weights) -> (Vec<f32>, Vec<f32>) {
-        let (a, channels, taps) = (self.attention, self.channels, self.taps);
-        let count = previous.len();
-        let mut located = vec![0.0; count * channels];
-        for (j, located) in located.chunks_exact_mut(channels).enumerate() {
-            let range = self.seen(j, count);
-            for (located, taps) in located.iter_mut().zip(weights.taps.chunks_exact(taps)) {
-                let taps = &taps[range.start + taps.len() / 2 - j..];
-                *located = taps.iter().zip(&previous[range.clone()]).map(|(tap, a)| tap * a).sum();
-            }
-        }
+        let (a, channels) = (self.attention, self.channels);
+        let count = previous.len() + 1 - self.taps;
+        let mut located = vec![0.0; channels * count];
+        let filters = weights.taps.chunks_exact(self.taps);
+        located.chunks_exact_mut(count).zip(filters).for_each(|(located, taps)| correlate(located, taps, previous));
         let mut tangents = encoded.to_vec();
         let location = Matrix::rows(weights.location, channels).transposed();
-        matmul(count, a, channels, Matrix::rows(&located, channels), location, &mut tangents, a, true);
+        let by_frame = Matrix::rows(&located, count).transposed();
+        matmul(count, a, channels, by_frame, location, &mut tangents, a, true);
         apply(Tangents { sums: &mut tangents, query });
         (tangents, located)
     }
 
-    /// The frames that the taps around frame j see.
-    fn seen(&self, j: usize, count: usize) -> std::ops::Range<usize> {
-        let side = self.taps / 2;
-        j.saturating_sub(side)..count.min(j + side + 1)
+    /// With zeros at both ends, as many as a filter's middle has neighbours.
+    fn padded(&self, frames: &[f32]) -> Vec<f32> {
+        let mut padded = vec![0.0; frames.len() + self.taps - 1];
+        padded[self.taps / 2..][..frames.len()].copy_from_slice(frames);
+        padded
     }
 }
 
+/// sums\[i\] += sum over m of filter\[m\] signal\[i + m\], one after the other; signal: `[sums + filter - 1]`.
+fn correlate(sums: &mut [f32], filter: &[f32], signal: &[f32]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            let (done, rest) = correlate_blocks::<64>(sums, filter, signal);
+            let (more, rest) = correlate_blocks::<16>(rest, filter, &signal[done..]);
+            correlate_blocks::<1>(rest, filter, &signal[done + more..]);
+        },
+    );
+}
+
+/// As many sums as blocks have, each block in registers; gives their number and the others.
+#[inline(always)]
+fn correlate_blocks<'a, const BLOCK: usize>(
+    sums: &'a mut [f32],
+    filter: &[f32],
+    signal: &[f32],
+) -> (usize, &'a mut [f32]) {
+    let (blocks, rest) = sums.as_chunks_mut::<BLOCK>();
+    let done = blocks.len() * BLOCK;
+    for (number, sums) in blocks.iter_mut().enumerate() {
+        let mut block = *sums;
+        for (signal, factor) in signal[number * BLOCK..].windows(BLOCK).zip(filter) {
+            block.iter_mut().zip(signal).for_each(|(sum, x)| *sum += factor * x);
+        }
+        *sums = block;
+    }
+    (done, rest)
+}
+
+#[inline(always)]
 fn add(sums: &mut [f32], terms: &[f32]) {
     sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
 }
@@ -364,42 +395,42 @@ impl Own {
         dquery: &mut [f32],
     ) {
         let (a, e, channels) = (of.attention, of.frame, of.channels);
-        let count = now.len();
-        let (mut slopes, located) = of.tangents(encoded, query, previous, weights);
+        let (count, previous) = (now.len(), of.padded(previous));
+        let (mut slopes, located) = of.tangents(encoded, query, &previous, weights);
         let dcontext = Matrix::rows(dcontext, e);
         matmul(count, e, 1, Matrix::rows(now, 1), dcontext, &mut self.frames, e, true);
         matmul(count, 1, e, Matrix::rows(frames, e), dcontext.transposed(), &mut self.attention, 1, true);
         let mean: f32 = now.iter().zip(&self.attention).map(|(a, d)| a * d).sum();
         let denergies: Vec<f32> = now.iter().zip(&self.attention).map(|(a, d)| SHARPENING * a * (d - mean)).collect();
-        // Tangents become the gradients of what they were taken of.
-        for (slopes, &denergy) in slopes.chunks_exact_mut(a).zip(&denergies) {
-            let elements = slopes.iter_mut().zip(&mut self.energy).zip(weights.energy);
-            elements.for_each(|((slope, denergy_weight), weight)| {
-                *denergy_weight += denergy * *slope;
-                *slope = denergy * weight * (1.0 - *slope * *slope);
-            });
-        }
-        add(&mut self.encoded, &slopes);
         dquery.fill(0.0);
-        slopes.chunks_exact(a).for_each(|slopes| add(dquery, slopes));
-        let of_slopes = Matrix::rows(&slopes, a);
-        let located = Matrix::rows(&located, channels);
-        matmul(a, channels, count, of_slopes.transposed(), located, &mut self.location, channels, true);
-        let mut dlocated = vec![0.0; count * channels];
-        matmul(count, channels, a, of_slopes, Matrix::rows(weights.location, channels), &mut dlocated, channels, false);
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = slopes.chunks_exact_mut(a).zip(self.encoded.chunks_exact_mut(a));
+                for ((slopes, encoded), &denergy) in rows.zip(&denergies) {
+                    // Tangents become the gradients of what they were taken of.
+                    for ((slope, denergy_weight), weight) in slopes.iter_mut().zip(&mut self.energy).zip(weights.energy)
+                    {
+                        *denergy_weight += denergy * *slope;
+                        *slope = denergy * weight * (1.0 - *slope * *slope);
+                    }
+                    add(encoded, slopes);
+                    add(dquery, slopes);
+                }
+            },
+        );
+        let of_slopes = Matrix::rows(&slopes, a).transposed();
+        let located = Matrix::rows(&located, count).transposed();
+        matmul(a, channels, count, of_slopes, located, &mut self.location, channels, true);
+        let mut dlocated = vec![0.0; channels * count];
+        let location = Matrix::rows(weights.location, channels).transposed();
+        matmul(channels, count, a, location, of_slopes, &mut dlocated, count, false);
         self.attention.fill(0.0);
-        for (j, dlocated) in dlocated.chunks_exact(channels).enumerate() {
-            let range = of.seen(j, count);
-            let first = range.start + of.taps / 2 - j;
-            let taps = weights.taps.chunks_exact(of.taps).zip(self.taps.chunks_exact_mut(of.taps));
-            for ((taps, dtaps), &dlocated) in taps.zip(dlocated) {
-                let pairs = taps[first..].iter().zip(&mut dtaps[first..]);
-                let places = self.attention[range.clone()].iter_mut().zip(&previous[range.clone()]);
-                pairs.zip(places).for_each(|((tap, dtap), (dprevious, previous))| {
-                    *dtap += dlocated * previous;
-                    *dprevious += dlocated * tap;
-                });
-            }
+        let taps = weights.taps.chunks_exact(of.taps).zip(self.taps.chunks_exact_mut(of.taps));
+        for ((taps, dtaps), dlocated) in taps.zip(dlocated.chunks_exact(count)) {
+            correlate(dtaps, dlocated, &previous);
+            let reversed: Vec<f32> = taps.iter().rev().copied().collect();
+            correlate(&mut self.attention, &reversed, &of.padded(dlocated));
         }
     }
 }
