@@ -74,12 +74,43 @@ class BlstmCtc(nn.Module):
         return [[self.ctc], *([blstm, projection] for blstm, projection in reversed(list(zip(self.blstm, self.proj))))]
 
 
+class VggBlstmCtc(BlstmCtc):
+    """The same above ESPnet v1's front end VGG2L, which keeps a fourth of the frames."""
+
+    def __init__(self, layers: int, units: int, inputs: int, symbols: int):
+        super().__init__(layers, units, 128 * -(-inputs // 4), symbols)
+        blocks = []
+        for channels, filters in [(1, 64), (64, 128)]:
+            blocks += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(inplace=True)]
+            blocks += [nn.Conv2d(filters, filters, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2, ceil_mode=True)]
+        self.vgg = nn.Sequential(*blocks)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return super().forward(frames_of_maps(self.vgg(frames.transpose(0, 1)[:, None])))
+
+    def groups_from_the_top(self) -> list[list[nn.Module]]:
+        return [*super().groups_from_the_top(), [self.vgg]]
+
+
+def frames_of_maps(maps: torch.Tensor) -> torch.Tensor:
+    """[N, channels, T, bins] -> [T, N, channels * bins]."""
+    return maps.permute(2, 0, 1, 3).flatten(2)
+
+
 def initialise_as_espnet(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter, 0.0, parameter.shape[1] ** -0.5)
+            nn.init.normal_(parameter, 0.0, parameter[0].numel() ** -0.5)
         else:
             nn.init.zeros_(parameter)
+
+
+def freeze_top(model: nn.Module, frozen: int) -> list[nn.Parameter]:
+    """Freezes the top groups; gives what is left to train."""
+    for group in model.groups_from_the_top()[:frozen]:
+        for module in group:
+            module.requires_grad_(False)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def ctc_batch(batch: int, frames: int, labels: int, symbols: int, device: torch.device):
@@ -88,19 +119,16 @@ def ctc_batch(batch: int, frames: int, labels: int, symbols: int, device: torch.
     return targets, torch.full((batch,), frames), torch.full((batch,), labels)
 
 
-def blstm_ctc(layers: int, units: int, batch: int, frames: int, frozen: int, device: torch.device) -> Step:
+def blstm_ctc(layers: int, units: int, batch: int, frames: int, frozen: int, device: torch.device, vgg=False) -> Step:
     """A training step with Adadelta, the top `frozen` groups frozen."""
-    inputs, symbols, labels = 43, 50, 40
-    model = BlstmCtc(layers, units, inputs, symbols)
+    inputs, symbols, labels = 83 if vgg else 43, 50, 40
+    model = (VggBlstmCtc if vgg else BlstmCtc)(layers, units, inputs, symbols)
     initialise_as_espnet(model)
     model.to(device)
-    for group in model.groups_from_the_top()[:frozen]:
-        for module in group:
-            module.requires_grad_(False)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = freeze_top(model, frozen)
     optimizer = torch.optim.Adadelta(trainable, lr=1.0, rho=0.95, eps=1e-8)
     features = torch.randn(frames, batch, inputs).to(device)
-    targets, frame_counts, label_counts = ctc_batch(batch, frames, labels, symbols, device)
+    targets, frame_counts, label_counts = ctc_batch(batch, -(-frames // 4) if vgg else frames, labels, symbols, device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -157,10 +185,7 @@ def ctc_attention(layers: int, units: int, batch: int, frames: int, frozen: int,
     model = CtcAttention(layers, units, inputs, symbols, 320, 300)
     initialise_as_espnet(model)
     model.to(device)
-    for group in model.groups_from_the_top()[:frozen]:
-        for module in group:
-            module.requires_grad_(False)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = freeze_top(model, frozen)
     optimizer = torch.optim.Adadelta(trainable, lr=1.0, rho=0.95, eps=1e-8)
     features = torch.randn(frames, batch, inputs).to(device)
     targets, frame_counts, label_counts = ctc_batch(batch, frames, labels, symbols - 1, device)
@@ -299,21 +324,92 @@ def linear_cross_entropy(rows: int, inputs: int, symbols: int, device: torch.dev
     return step
 
 
+def encoder_layers(layers: int, units: int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(units, 4, 2048, 0.1, norm_first=True)
+    return nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(units), enable_nested_tensor=False)
+
+
+def adam(parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=1e-3, **({"fused": True} if device.type == "cuda" else {}))
+
+
 def transformer_encoder(layers: int, units: int, batch: int, frames: int, frozen: int, device: torch.device) -> Step:
     """A training step of encoder layers and a norm on frames that are there, with Adam, the top `frozen` layers frozen."""
-    layer = nn.TransformerEncoderLayer(units, 4, 2048, 0.1, norm_first=True)
-    model = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(units), enable_nested_tensor=False).to(device)
+    model = encoder_layers(layers, units).to(device)
     if frozen:
         for module in [*model.layers[-frozen:], model.norm]:
             module.requires_grad_(False)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = {"fused": True} if device.type == "cuda" else {}
-    optimizer = torch.optim.Adam(trainable, lr=1e-3, **fused)
+    optimizer = adam(trainable, device)
     inputs = torch.randn(frames, batch, units).to(device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         model(inputs).float().square().mean().backward()
+        nn.utils.clip_grad_norm_(trainable, 5.0)
+        optimizer.step()
+
+    return step
+
+
+class Transformer(nn.Module):
+    """ESPnet v1's recogniser of PyTorch's layers, whose attention is scaled_dot_product_attention, without dropout as on Switchboard."""
+
+    def __init__(self, encoders: int, decoders: int, units: int, inputs: int, symbols: int):
+        super().__init__()
+        convolutions = nn.Conv2d(1, units, 3, 2), nn.Conv2d(units, units, 3, 2)
+        self.conv = nn.Sequential(*(module for convolution in convolutions for module in (convolution, nn.ReLU(inplace=True))))
+        self.front = nn.Linear(units * (((inputs - 1) // 2 - 1) // 2), units)
+        self.encoder = encoder_layers(encoders, units)
+        self.embed = nn.Embedding(symbols, units)
+        layer = nn.TransformerDecoderLayer(units, 4, 2048, 0.1, norm_first=True)
+        self.decoder = nn.TransformerDecoder(layer, decoders, norm=nn.LayerNorm(units))
+        self.output, self.ctc = nn.Linear(units, symbols), nn.Linear(units, symbols)
+        self.dropout = nn.Dropout(0.1)
+        for module in self.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+        angles = torch.arange(5000.0)[:, None] * 10000.0 ** (-torch.arange(0, units, 2) / units)
+        self.register_buffer("positions", torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, None])
+
+    def positioned(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(x * x.shape[2] ** 0.5 + self.positions[: len(x)])
+
+    def forward(self, frames: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames [T, N, C], tokens [L, N] -> CTC's logits [T', N, symbols], the decoder's [L, N, symbols]."""
+        maps = self.conv(frames.transpose(0, 1)[:, None])
+        hidden = self.encoder(self.positioned(self.front(frames_of_maps(maps))))
+        future = nn.Transformer.generate_square_subsequent_mask(len(tokens), device=tokens.device)
+        decoded = self.decoder(self.positioned(self.embed(tokens)), hidden, tgt_mask=future, tgt_is_causal=True)
+        return self.ctc(self.dropout(hidden)), self.output(decoded)
+
+    def groups_from_the_top(self) -> list[list[nn.Module]]:
+        encoders, decoders = ([[layer] for layer in reversed(stack.layers)] for stack in (self.encoder, self.decoder))
+        encoders[0].append(self.encoder.norm)
+        decoders[0].append(self.decoder.norm)
+        decoders[-1].append(self.embed)
+        return [[self.output, self.ctc], *decoders, *encoders, [self.conv, self.front]]
+
+
+def transformer(encoders: int, decoders: int, units: int, batch: int, frames: int, frozen: int, device: torch.device) -> Step:
+    """A training step with Adam and label smoothing, CTC's loss by 0.3, the top `frozen` groups frozen."""
+    inputs, symbols, labels = 83, 50, 40
+    model = Transformer(encoders, decoders, units, inputs, symbols).to(device)
+    trainable = freeze_top(model, frozen)
+    optimizer = adam(trainable, device)
+    features = torch.randn(frames, batch, inputs).to(device)
+    targets, frame_counts, label_counts = ctc_batch(batch, ((frames - 1) // 2 - 1) // 2, labels, symbols - 1, device)
+    end = torch.full((1, batch), symbols - 1).to(device)
+    read, predicted = torch.cat((end, targets.T)), torch.cat((targets.T, end))
+    # The Kullback-Leibler divergence but for a constant. ESPnet spreads 0.1 over the other symbols, PyTorch over all.
+    smoothed = partial(cross_entropy, label_smoothing=0.1 * symbols / (symbols - 1), reduction="sum")
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        ctc_logits, logits = model(features, read)
+        ctc = ctc_loss(log_softmax(ctc_logits, dim=-1), targets, frame_counts, label_counts, reduction="sum") / batch
+        decoder = smoothed(logits.flatten(0, 1), predicted.flatten()) / batch
+        (0.3 * ctc + 0.7 * decoder).backward()
         nn.utils.clip_grad_norm_(trainable, 5.0)
         optimizer.step()
 
@@ -438,10 +534,7 @@ def wsj_epoch(utterances: int, frozen: int, device: torch.device) -> Step:
     model = WsjModel(4, 320, inputs, symbols)
     initialise_as_espnet(model)
     model.to(device)
-    for group in model.groups_from_the_top()[:frozen]:
-        for module in group:
-            module.requires_grad_(False)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = freeze_top(model, frozen)
     optimizer = torch.optim.Adadelta(trainable, lr=1.0, rho=0.95, eps=1e-8)
     batches = wsj_batches(wsj_lengths(utterances))
     features = torch.randn(max(batch[0] * len(batch) for batch in batches) * inputs)
@@ -504,6 +597,13 @@ ROWS += [
     Row("awd-lstm/B80-T70/joint", partial(awd_lstm, 80, 70, 0), **GPU),
     Row("awd-lstm/B80-T70/frozen-1", partial(awd_lstm, 80, 70, 1), joint="awd-lstm/B80-T70/joint", **GPU),
 ]
+RECOGNISERS = {
+    "vgg-blstm-ctc/6x320/B16-T400": partial(blstm_ctc, 6, 320, 16, 400, vgg=True),
+    "transformer/12+6x256/B8-T800": partial(transformer, 12, 6, 256, 8, 800),
+}
+for name, build in RECOGNISERS.items():
+    ROWS += [Row(f"{name}/joint", partial(build, 0), **GPU)]
+    ROWS += [Row(f"{name}/frozen-{frozen}", partial(build, frozen), joint=f"{name}/joint", **GPU) for frozen in (1, 7)]
 for units, both, batch, frames in [(320, True, 30, 400), (640, True, 30, 400), (1024, True, 30, 400), (1150, False, 80, 70)]:
     name = f"lstm/{units}{'/bidirectional' if both else ''}/B{batch}-T{frames}"
     ROWS += [

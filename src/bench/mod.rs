@@ -134,7 +134,9 @@ pub fn measure(device: &Device, spec: &Spec, options: Options, limits: Option<&L
 fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     match spec.kind {
         Kind::BlstmCtc
+        | Kind::VggBlstmCtc
         | Kind::CtcAttention
+        | Kind::Transformer
         | Kind::Saved
         | Kind::Epoch
         | Kind::AwdLstm

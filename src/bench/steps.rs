@@ -31,6 +31,8 @@ use std::rc::Rc;
 const INPUTS: usize = 43;
 const SYMBOLS: usize = 50;
 const LABELS: usize = 40;
+/// Features of a `transformer`: 80 filters and 3 of pitch.
+const FILTERS: usize = 83;
 
 const UPDATE: UpdateOptions = UpdateOptions {
     method: Method::Adadelta { rho: 0.95 },
@@ -63,18 +65,24 @@ pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
         Kind::CtcAttention => {
             // The decoder's steps wait for one another too: one for every label and the end.
             let labels = LABELS.min(spec.size("T") / 2) + 1;
-            Ok(step(bench, spec, || attention_model(spec))?
-                .waiting(2 * (spec.size("layers") * spec.size("T") + labels), EXCHANGE))
+            let steps = spec.size("layers") * spec.size("T") + labels;
+            Ok(step(bench, spec, attention_model(spec), UPDATE)?.waiting(2 * steps, EXCHANGE))
         }
-        _ => step(bench, spec, || model(spec, vec![1; spec.size("layers")])),
+        Kind::Transformer => step(bench, spec, Transformer::new(transformer_sizes(spec)), TRANSFORMER_UPDATE),
+        _ => {
+            let model = model(spec, vec![1; spec.size("layers")]);
+            let steps = spec.size("layers") * model.frames_after_subsampling(spec.size("T"));
+            Ok(step(bench, spec, model, UPDATE)?.waiting(2 * steps, EXCHANGE))
+        }
     }
 }
 
 fn model(spec: &Spec, subsample: Vec<usize>) -> BlstmCtc {
-    let units = spec.size("H");
+    let (units, channels) = (spec.size("H"), spec.size("C"));
+    let vgg = (spec.kind == Kind::VggBlstmCtc).then_some([channels, 2 * channels]);
     BlstmCtc::new(Sizes {
-        inputs: INPUTS,
-        vgg: None,
+        inputs: if vgg.is_some() { spec.size("F") } else { INPUTS },
+        vgg,
         units,
         projection: units,
         subsample,
@@ -119,14 +127,17 @@ fn masks() -> MaskKey {
     MaskKey { seed: 1, stage: "bench".into(), step: 0 }
 }
 
-fn step<M: Recogniser + 'static>(bench: &Bench, spec: &Spec, model: impl Fn() -> M) -> Result<Prepared> {
-    let (layers, steps, count) = (spec.size("layers"), spec.size("T"), spec.size("B"));
+fn step<M>(bench: &Bench, spec: &Spec, model: M, update: UpdateOptions) -> Result<Prepared>
+where
+    M: Recogniser + Clone + 'static,
+{
+    let (steps, count) = (spec.size("T"), spec.size("B"));
     let sequences = Sequences::new(&vec![steps; count])?;
     // The last symbol may be a transcript's end.
-    let labels = bench.labels(count, LABELS.min(steps / 2), SYMBOLS - 1);
-    let features = bench.numbers("features", sequences.rows() * INPUTS);
+    let labels = bench.labels(count, LABELS.min(model.frames_after_subsampling(steps) / 2), SYMBOLS - 1);
+    let features = bench.numbers("features", sequences.rows() * model.inputs());
     let batch = Batch { sequences, features, labels };
-    let on = |device: &Device| learner(device, model(), spec.size("frozen"), UPDATE);
+    let on = |device: &Device| learner(device, model.clone(), spec.size("frozen"), update);
     let bytes = least_bytes(&mut on(&Device::plan()), |learner| Ok(learner.train(&batch, &masks())?.kept))?;
     let mut learner = on(&bench.device);
     let masks = masks();
@@ -136,7 +147,7 @@ fn step<M: Recogniser + 'static>(bench: &Bench, spec: &Spec, model: impl Fn() ->
         let running = learner.start(&batch, &masks)?;
         pending.replace(running).map_or(Ok(()), |before| learner.settle(before).map(|_| ()))
     };
-    Ok(Prepared::new(bytes, run).waiting(2 * layers * steps, EXCHANGE))
+    Ok(Prepared::new(bytes, run))
 }
 
 /// What a step moves at least: parameters into forward and backward, what backward keeps out and in again, gradients out, into their norm and
@@ -175,31 +186,37 @@ fn text_step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     Ok(Prepared::new(bytes, run).waiting(2 * layers * steps, EXCHANGE))
 }
 
-const ENCODER_UPDATE: UpdateOptions =
+const TRANSFORMER_UPDATE: UpdateOptions =
     UpdateOptions { method: Method::Adam { beta1: 0.9, beta2: 0.999 }, learning_rate: 1e-3, ..UPDATE };
 
-/// A `transformer` of which only encoder layers are trained and run.
-fn encoder(device: &Device, spec: &Spec) -> Learner<Transformer> {
-    let sizes = transformer::Sizes {
-        inputs: 7, // the smallest that two convolutions leave something of
+/// The shape of ESPnet v1's for Switchboard.
+fn transformer_sizes(spec: &Spec) -> transformer::Sizes {
+    transformer::Sizes {
+        inputs: FILTERS,
         encoder_layers: spec.size("layers"),
-        decoder_layers: 1,
+        decoder_layers: spec.size("decoders"),
         units: spec.size("H"),
         heads: spec.size("heads"),
         feedforward: spec.size("F"),
         dropout: 0.1,
-        attention_dropout: 0.1,
-        ctc_weight: 1.0,
-        label_smoothing: 0.0,
-        symbols: 3,
-    };
+        attention_dropout: 0.0,
+        ctc_weight: 0.3,
+        label_smoothing: 0.1,
+        symbols: SYMBOLS,
+    }
+}
+
+/// A `transformer` of which only encoder layers are trained and run, so that little is above and below them.
+fn encoder(device: &Device, spec: &Spec) -> Learner<Transformer> {
+    // Fewer inputs leave the convolutions nothing.
+    let sizes = transformer::Sizes { inputs: 7, attention_dropout: 0.1, symbols: 3, ..transformer_sizes(spec) };
     let (layers, frozen) = (sizes.encoder_layers, spec.size("frozen"));
     let model = Transformer::new(sizes);
     let parameters = Parameters::initialize(device, &model.structure().specs, Scheme::Espnet, 1);
     // The front end is the lowest group; above the encoder layers are the decoder's and the softmax.
     let frozen_groups: Vec<usize> =
         (0..model.structure().groups.len()).filter(|&group| group == 0 || group > layers - frozen).collect();
-    Learner::with_parameters(device, model, parameters, &frozen_groups, ENCODER_UPDATE)
+    Learner::with_parameters(device, model, parameters, &frozen_groups, TRANSFORMER_UPDATE)
 }
 
 /// Starts a step on frames `[R, H]`; gives the bytes kept for backward too.
@@ -394,6 +411,7 @@ fn epoch(bench: &Bench, spec: &Spec) -> Result<Prepared> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::table::select;
 
     #[test]
     fn generated_utterances_are_as_long_as_those_of_wsj() {
@@ -402,5 +420,27 @@ mod tests {
         assert!((770.0..790.0).contains(&mean), "{mean} frames");
         assert!(lengths.is_sorted_by(|a, b| a >= b));
         assert!(lengths[0] <= 2430 && lengths[37_399] >= 80);
+    }
+
+    #[test]
+    fn a_step_trains_as_many_parameters_as_the_same_step_in_pytorch() {
+        // Counted in the models of benches/torch_rows.py.
+        for (row, wanted) in [
+            ("transformer/12+6x256/B8-T800/joint", 27_196_516),
+            ("transformer/12+6x256/B8-T800/frozen-1", 27_170_816),
+            ("transformer/12+6x256/B8-T800/frozen-7", 17_684_992),
+            ("vgg-blstm-ctc/6x320/B16-T400/joint", 17_428_978),
+            ("vgg-blstm-ctc/6x320/B16-T400/frozen-1", 17_412_928),
+            ("vgg-blstm-ctc/6x320/B16-T400/frozen-7", 259_008),
+        ] {
+            let spec = &select(&[row.into()]).unwrap()[0];
+            let structure = match spec.kind {
+                Kind::Transformer => Transformer::new(transformer_sizes(spec)).structure().clone(),
+                _ => model(spec, vec![1; spec.size("layers")]).structure().clone(),
+            };
+            let trained = &structure.groups[..structure.groups.len() - spec.size("frozen")];
+            let parameters = trained.iter().flat_map(|group| &structure.specs[group.parameters.clone()]);
+            assert_eq!(parameters.map(ParameterSpec::len).sum::<usize>(), wanted, "{row}");
+        }
     }
 }

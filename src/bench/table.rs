@@ -11,6 +11,8 @@ pub enum Kind {
     /// Of that step with nothing frozen, what a stage with the top `frozen` groups frozen saves: their weight gradients, clipping and
     /// optimiser, by themselves.
     Saved,
+    /// That training step with a VGG front end below the layers, of C channels in its first block and twice as many in its second, over F features.
+    VggBlstmCtc,
     /// A training step of AWD-LSTM with tied weights and plain SGD: LSTMs of E, H, H and E units, no dropout, the top `frozen` groups frozen.
     AwdLstm,
     /// What a stage with them frozen saves of that step.
@@ -18,6 +20,10 @@ pub enum Kind {
     /// A training step of a `ctc-attention` with as many encoder layers and the sizes of `blstm-ctc`'s, A units of attention over 10 filters of 201
     /// taps, D units of the decoder, the top `frozen` groups frozen: the softmax layers, the decoder, encoder layers.
     CtcAttention,
+    /// A training step of a whole `transformer` with Adam, 83 features, 50 symbols and 40 labels: `layers` of the encoder, `decoders` of the
+    /// decoder, feed-forward parts of F units, dropout 0.1, label smoothing; the top `frozen` groups frozen: the softmax layers, decoder layers,
+    /// encoder layers.
+    Transformer,
     /// A training step of a Transformer's encoder layers with the norm behind them, on frames that are there: norms first, feed-forward parts of F
     /// units, dropout 0.1 everywhere, the mean square of the output as loss, Adam; the top `frozen` layers frozen.
     TransformerEncoder,
@@ -97,6 +103,17 @@ pub fn rows() -> Vec<Spec> {
 
     let attention = |frozen: usize| [&STEP[..], &[("A", 320), ("D", 300), ("frozen", frozen)]].concat();
     (0..=2).for_each(|frozen| row(Kind::CtcAttention, &attention(frozen)));
+
+    // ICLR 2020, appendix A: joint, below its softmax, and the front end alone.
+    for frozen in [0, 1, 7] {
+        let model = [("layers", 6), ("H", 320), ("C", 64), ("F", 83)];
+        row(Kind::VggBlstmCtc, &[&model[..], &[("B", 16), ("T", 400), ("frozen", frozen)]].concat());
+    }
+    // ICASSP 2021, Table 3: joint, below both softmax layers, and the encoder alone.
+    for frozen in [0, 1, 7] {
+        let model = [("layers", 12), ("decoders", 6), ("H", 256), ("heads", 4), ("F", 2048)];
+        row(Kind::Transformer, &[&model[..], &[("B", 8), ("T", 800), ("frozen", frozen)]].concat());
+    }
 
     // AWD-LSTM's sizes, with a batch of the word language model's and with its own.
     for (batch, steps) in [(20, 35), (80, 70)] {
@@ -252,11 +269,12 @@ impl Spec {
             return Err(error(format!("{row} has no size {name:?}")).remedy(format!("It has {known}")));
         };
         size.1 = value;
-        // Beside the layers: the softmax, of a recogniser with a decoder that too.
+        // Beside the layers: the softmax, the decoder or its layers, a front end.
         let groups = self.size("layers")
             + match self.kind {
                 Kind::TransformerEncoder => 0,
-                Kind::CtcAttention => 2,
+                Kind::CtcAttention | Kind::VggBlstmCtc => 2,
+                Kind::Transformer => self.size("decoders") + 2,
                 _ => 1,
             };
         let trainable = if matches!(self.kind, Kind::Saved | Kind::AwdSaved) { 0 } else { 1 };
@@ -269,7 +287,8 @@ impl Spec {
         if self.size("causal") > 1 {
             return Err(error(format!("{change}: causal is 1, or 0 for not")));
         }
-        if self.kind == Kind::TransformerEncoder && !self.size("H").is_multiple_of(self.size("heads")) {
+        let shares = matches!(self.kind, Kind::Transformer | Kind::TransformerEncoder);
+        if shares && !self.size("H").is_multiple_of(self.size("heads")) {
             return Err(error(format!("{change}: heads share the units equally")));
         }
         Ok(())
@@ -279,7 +298,7 @@ impl Spec {
     pub fn small(&self) -> Spec {
         let small = |&(name, size): &Size| {
             let most = match name {
-                "layers" | "directions" | "frozen" | "factor" | "stride" | "causal" => size,
+                "layers" | "decoders" | "directions" | "frozen" | "factor" | "stride" | "causal" => size,
                 "heads" => 2,
                 "P" => 1003,
                 "K" | "R" => 33,
@@ -287,6 +306,8 @@ impl Spec {
                 "L" => 2,
                 "V" => 37,
                 "B" => 3,
+                // Seven frames again behind its convolutions.
+                "T" if self.kind == Kind::Transformer => 31,
                 "T" => 7,
                 _ => 20,
             };
@@ -328,13 +349,14 @@ impl fmt::Display for Spec {
             let directions = if size("directions") == 2 { "/bidirectional" } else { "" };
             format!("{}{directions}/B{}-T{}", size("H"), size("B"), size("T"))
         };
-        let model = || format!("blstm-ctc/{}x{}/B{}-T{}", size("layers"), size("H"), size("B"), size("T"));
-        let text_model = || {
-            let own = [("layers", 3), ("H", 1150), ("E", 400), ("V", 33_278)];
-            let others = own.iter().filter(|&&(name, usual)| size(name) != usual);
-            let others: String = others.map(|&(name, _)| format!("-{name}{}", size(name))).collect();
-            format!("awd-lstm/B{}-T{}{others}", size("B"), size("T"))
+        let batch = || format!("B{}-T{}", size("B"), size("T"));
+        let model = || format!("blstm-ctc/{}x{}/{}", size("layers"), size("H"), batch());
+        // The batch, and the sizes that are not the usual ones.
+        let others = |usual: &[Size]| -> String {
+            let others = usual.iter().filter(|&&(name, usual)| size(name) != usual);
+            others.fold(batch(), |text, &(name, _)| format!("{text}-{name}{}", size(name)))
         };
+        let text_model = || format!("awd-lstm/{}", others(&[("layers", 3), ("H", 1150), ("E", 400), ("V", 33_278)]));
         let matrix = |name: &str| format!("{name}/{}x{}", size("R"), size("H"));
         let product = |name: &str| format!("{name}/{}x{}x{}", size("M"), size("N"), size("K"));
         let sequences = || format!("{}/B{}-T{}", size("H"), size("B"), size("T"));
@@ -347,20 +369,23 @@ impl fmt::Display for Spec {
             Kind::BlstmCtc => format!("{}/{}", model(), stage()),
             Kind::Saved => format!("{}/saved-{}", model(), size("frozen")),
             Kind::CtcAttention => {
-                let own = [("A", 320), ("D", 300)].into_iter().filter(|&(name, usual)| size(name) != usual);
-                let others: String = own.map(|(name, _)| format!("-{name}{}", size(name))).collect();
-                let sizes = format!("{}x{}/B{}-T{}", size("layers"), size("H"), size("B"), size("T"));
-                format!("ctc-attention/{sizes}{others}/{}", stage())
+                let others = others(&[("A", 320), ("D", 300)]);
+                format!("ctc-attention/{}x{}/{others}/{}", size("layers"), size("H"), stage())
+            }
+            Kind::VggBlstmCtc => {
+                let others = others(&[("C", 64), ("F", 83)]);
+                format!("vgg-blstm-ctc/{}x{}/{others}/{}", size("layers"), size("H"), stage())
+            }
+            Kind::Transformer => {
+                let (layers, others) = (size("layers"), others(&[("heads", 4), ("F", 2048)]));
+                format!("transformer/{layers}+{}x{}/{others}/{}", size("decoders"), size("H"), stage())
             }
             Kind::AwdLstm => format!("{}/{}", text_model(), stage()),
             Kind::AwdSaved => format!("{}/saved-{}", text_model(), size("frozen")),
             Kind::TransformerEncoder => {
-                let own = [("heads", 4), ("F", 2048)];
-                let others = own.iter().filter(|&&(name, usual)| size(name) != usual);
-                let others: String = others.map(|&(name, _)| format!("-{name}{}", size(name))).collect();
+                let others = others(&[("heads", 4), ("F", 2048)]);
                 let frozen = if size("frozen") > 0 { format!("/{}", stage()) } else { String::new() };
-                let (layers, units) = (size("layers"), size("H"));
-                format!("transformer-encoder/{layers}x{units}/B{}-T{}{others}{frozen}", size("B"), size("T"))
+                format!("transformer-encoder/{}x{}/{others}{frozen}", size("layers"), size("H"))
             }
             Kind::Epoch => format!("wsj-epoch/{}x{}/N{}/{}", size("layers"), size("H"), size("N"), stage()),
             Kind::Lstm => format!("lstm/{}", layer()),
@@ -433,6 +458,8 @@ mod tests {
             "convolution/64-64/B16-T400-F83",
             "attention/B8-H4-T400-d64",
             "transformer-encoder/12x256/B8-T200",
+            "transformer/12+6x256/B8-T800/frozen-7",
+            "vgg-blstm-ctc/6x320/B16-T400/frozen-7",
         ] {
             assert!(names.iter().any(|known| known == name), "{name}");
         }
@@ -461,5 +488,19 @@ mod tests {
         let joint = select(&["blstm-ctc/4x128".into()]).unwrap();
         let message = Spec::resize(joint, &["frozen=5".into()]).unwrap_err().to_string();
         assert!(message.contains("5 groups"), "{message}");
+        // Front end, layers, softmax; the Transformer's heads share its units.
+        for (row, changes, complaint) in [
+            ("vgg-blstm-ctc", vec!["frozen=7"], None),
+            ("vgg-blstm-ctc", vec!["frozen=8"], Some("8 groups")),
+            ("transformer/", vec!["layers=2", "decoders=1", "frozen=4"], None),
+            ("transformer/", vec!["layers=2", "decoders=1", "frozen=5"], Some("5 groups")),
+            ("transformer/", vec!["heads=3"], Some("share the units")),
+        ] {
+            let joint = vec![select(&[row.into()]).unwrap().remove(0)];
+            let changes: Vec<String> = changes.into_iter().map(String::from).collect();
+            let message = Spec::resize(joint, &changes).err().map(|error| error.to_string());
+            assert_eq!(message.is_some(), complaint.is_some(), "{row} {changes:?}: {message:?}");
+            assert!(message.unwrap_or_default().contains(complaint.unwrap_or_default()), "{row} {changes:?}");
+        }
     }
 }
