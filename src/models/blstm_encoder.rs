@@ -69,7 +69,7 @@ impl BlstmEncoder {
     /// As [`crate::models::recogniser::Recogniser::encode`].
     ///
     /// # Errors
-    /// If the shapes do not fit; with a front end, on a GPU.
+    /// If the shapes do not fit.
     pub fn forward(
         &self,
         tape: &mut Tape,

@@ -36,7 +36,7 @@ impl Convolution {
     /// `x: [R, F * C]` packed as `sequences`, gives `[R', F' * O]` and how it is packed.
     ///
     /// # Errors
-    /// If the shapes do not fit, or on a GPU.
+    /// If the shapes do not fit.
     pub fn forward(
         &self,
         tape: &mut Tape,

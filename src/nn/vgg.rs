@@ -40,7 +40,7 @@ impl Vgg {
     /// `x: [R, C]` packed as `sequences`, gives `[R', outputs]`, the bins of a channel together, and how it is packed.
     ///
     /// # Errors
-    /// If the shapes do not fit, or on a GPU.
+    /// If the shapes do not fit.
     pub fn forward(
         &self,
         tape: &mut Tape,

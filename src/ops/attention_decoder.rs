@@ -346,8 +346,8 @@ pub fn attention_decoder(tape: &mut Tape, operands: Operands, transcripts: &Tran
             }
             return Ok(());
         }
-        let mut results: Vec<Tensor> =
-            tensors.iter().map(|x| Tensor::uninitialized(&device, x.shape(), Category::Activation)).collect();
+        let new = |x: &Tensor| Tensor::uninitialized(&device, x.shape(), Category::Activation);
+        let mut results = std::array::from_fn(|operand| places[operand].map(|_| new(&tensors[operand])));
         if let Backend::Cpu = device.backend() {
             let forward = Kept {
                 hidden: kept.hidden.data(),
@@ -357,29 +357,28 @@ pub fn attention_decoder(tape: &mut Tape, operands: Operands, transcripts: &Tran
                 attention: kept.attention.data(),
             };
             let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias, other_bias] =
-                &mut results[..]
-            else {
-                return Err(Error::program("an operand of the decoder is missing"));
-            };
+                results.each_mut().map(|result: &mut Option<Tensor>| result.as_mut().map(Tensor::data_mut));
             let gradients = Gradients {
-                frames: frames.data_mut(),
-                encoded: encoded.data_mut(),
-                embedded: embedded.data_mut(),
-                query: query.data_mut(),
-                taps: taps.data_mut(),
-                location: location.data_mut(),
-                energy: energy.data_mut(),
-                input: input.data_mut(),
-                recurrent: recurrent.data_mut(),
-                bias: bias.data_mut(),
+                frames,
+                encoded,
+                embedded,
+                query,
+                taps,
+                location,
+                energy,
+                input,
+                recurrent,
+                bias: bias.or(other_bias),
             };
             let inputs = [0, 1, 2].map(|index| tensors[index].data());
             let decoder = sizes.on_host();
             decoder.backward(inputs, &weights(&tensors), forward, gradient.data(), gradients);
-            other_bias.data_mut().copy_from_slice(bias.data());
+            if let [.., Some(bias), Some(other)] = &mut results {
+                add_to(other, bias, false);
+            }
         }
         for (place, result) in places.into_iter().zip(results) {
-            if let Some(place) = place {
+            if let (Some(place), Some(result)) = (place, result) {
                 backward.give(place, result);
             }
         }

@@ -90,20 +90,21 @@ pub struct Kept<'a> {
     pub attention: &'a [f32],
 }
 
-/// Where the gradients go; all are overwritten.
+/// Where the gradients that are wanted go; all are overwritten.
+#[derive(Default)]
 pub struct Gradients<'a> {
     /// Of the frames, of V h and of the symbols.
-    pub frames: &'a mut [f32],
-    pub encoded: &'a mut [f32],
-    pub embedded: &'a mut [f32],
+    pub frames: Option<&'a mut [f32]>,
+    pub encoded: Option<&'a mut [f32]>,
+    pub embedded: Option<&'a mut [f32]>,
     /// As [`Weights`], but for the biases, which share one.
-    pub query: &'a mut [f32],
-    pub taps: &'a mut [f32],
-    pub location: &'a mut [f32],
-    pub energy: &'a mut [f32],
-    pub input: &'a mut [f32],
-    pub recurrent: &'a mut [f32],
-    pub bias: &'a mut [f32],
+    pub query: Option<&'a mut [f32]>,
+    pub taps: Option<&'a mut [f32]>,
+    pub location: Option<&'a mut [f32]>,
+    pub energy: Option<&'a mut [f32]>,
+    pub input: Option<&'a mut [f32]>,
+    pub recurrent: Option<&'a mut [f32]>,
+    pub bias: Option<&'a mut [f32]>,
 }
 
 impl Decoder<'_> {
@@ -202,7 +203,7 @@ impl Decoder<'_> {
         let (rows, count) = (self.rows(), self.tokens.lengths.len());
         let (by_utterance, encoded) = (self.by_utterance(frames, e), self.by_utterance(encoded, a));
         let first = self.first_attention(None);
-        let mut own: Vec<Own> = (0..count).map(|n| Own::new(self, n)).collect();
+        let mut own: Vec<Own> = (0..count).map(|n| Own::new(self, &gradients, n)).collect();
         let mut starts = vec![0];
         (0..count).for_each(|n| starts.push(starts[n] + self.tokens.lengths[n] * self.frames_of(n)));
         let (mut dgates, mut dqueries) = (vec![0.0; rows * 4 * h], vec![0.0; rows * a]);
@@ -252,31 +253,45 @@ impl Decoder<'_> {
             matmul(active, h, 4 * h, of_gates, recurrent, &mut dhidden, h, false);
             matmul(active, h, a, Matrix::rows(dqueries, a), query, &mut dhidden, h, true);
         }
-        let (gates, of_symbols) = (Matrix::rows(&dgates, 4 * h), Matrix::strided(weights.input, d + e));
-        matmul(rows, d, 4 * h, gates, of_symbols, gradients.embedded, d, false);
-        let gates = gates.transposed();
-        matmul(4 * h, d, rows, gates, Matrix::rows(embedded, d), gradients.input, d + e, false);
-        let contexts = Matrix::rows(kept.contexts, e);
-        matmul(4 * h, e, rows, gates, contexts, &mut gradients.input[d..], d + e, false);
-        let before = Matrix::rows(&before, h);
-        matmul(4 * h, h, rows, gates, before, gradients.recurrent, h, false);
-        matmul(a, h, rows, Matrix::rows(&dqueries, a).transposed(), before, gradients.query, h, false);
-        column_sums(&dgates, rows, 4 * h, gradients.bias, false);
-        for gradient in [&mut *gradients.taps, &mut *gradients.location, &mut *gradients.energy] {
-            gradient.fill(0.0);
+        let gates = Matrix::rows(&dgates, 4 * h);
+        if let Some(embedded) = gradients.embedded {
+            matmul(rows, d, 4 * h, gates, Matrix::strided(weights.input, d + e), embedded, d, false);
         }
-        gradients.frames.fill(0.0);
-        gradients.encoded.fill(0.0);
-        for (n, own) in own.iter().enumerate() {
-            add(gradients.taps, &own.taps);
-            add(gradients.location, &own.location);
-            add(gradients.energy, &own.energy);
-            for time in 0..self.frames_of(n) {
-                let row = self.frames.offsets[time] + self.of[n];
-                gradients.frames[row * e..][..e].copy_from_slice(&own.frames[time * e..][..e]);
-                gradients.encoded[row * a..][..a].copy_from_slice(&own.encoded[time * a..][..a]);
+        let (gates, before) = (gates.transposed(), Matrix::rows(&before, h));
+        if let Some(input) = gradients.input {
+            matmul(4 * h, d, rows, gates, Matrix::rows(embedded, d), input, d + e, false);
+            matmul(4 * h, e, rows, gates, Matrix::rows(kept.contexts, e), &mut input[d..], d + e, false);
+        }
+        if let Some(recurrent) = gradients.recurrent {
+            matmul(4 * h, h, rows, gates, before, recurrent, h, false);
+        }
+        if let Some(query) = gradients.query {
+            matmul(a, h, rows, Matrix::rows(&dqueries, a).transposed(), before, query, h, false);
+        }
+        if let Some(bias) = gradients.bias {
+            column_sums(&dgates, rows, 4 * h, bias, false);
+        }
+        let sum = |total: Option<&mut [f32]>, of: fn(&Own) -> &[f32]| {
+            if let Some(total) = total {
+                total.fill(0.0);
+                own.iter().for_each(|own| add(total, of(own)));
             }
-        }
+        };
+        sum(gradients.taps, |own| &own.taps);
+        sum(gradients.location, |own| &own.location);
+        sum(gradients.energy, |own| &own.energy);
+        let by_row = |all: Option<&mut [f32]>, columns: usize, of: fn(&Own) -> &[f32]| {
+            let Some(all) = all else { return };
+            all.fill(0.0);
+            for (n, own) in own.iter().enumerate() {
+                for (time, values) in of(own).chunks_exact(columns).enumerate() {
+                    let row = self.frames.offsets[time] + self.of[n];
+                    all[row * columns..][..columns].copy_from_slice(values);
+                }
+            }
+        };
+        by_row(gradients.frames, e, |own| &own.frames);
+        by_row(gradients.encoded, a, |own| &own.encoded);
     }
 
     /// Each utterance's rows, one behind the other.
@@ -362,7 +377,7 @@ fn add(sums: &mut [f32], terms: &[f32]) {
     sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
 }
 
-/// The gradients that one sequence of tokens sums.
+/// The gradients that one sequence of tokens sums; those that nobody wants are empty, but for what costs nothing beside the rest.
 struct Own {
     frames: Vec<f32>,
     encoded: Vec<f32>,
@@ -374,13 +389,14 @@ struct Own {
 }
 
 impl Own {
-    fn new(of: &Decoder, sequence: usize) -> Self {
+    fn new(of: &Decoder, wanted: &Gradients, sequence: usize) -> Self {
         let count = of.frames_of(sequence);
+        let zeros = |is_wanted: bool, count: usize| vec![0.0; if is_wanted { count } else { 0 }];
         Own {
-            frames: vec![0.0; count * of.frame],
+            frames: zeros(wanted.frames.is_some(), count * of.frame),
             encoded: vec![0.0; count * of.attention],
-            taps: vec![0.0; of.channels * of.taps],
-            location: vec![0.0; of.attention * of.channels],
+            taps: zeros(wanted.taps.is_some(), of.channels * of.taps),
+            location: zeros(wanted.location.is_some(), of.attention * of.channels),
             energy: vec![0.0; of.attention],
             attention: vec![0.0; count],
         }
@@ -398,7 +414,9 @@ impl Own {
         let (count, previous) = (now.len(), of.padded(previous));
         let (mut slopes, located) = of.tangents(encoded, query, &previous, weights);
         let dcontext = Matrix::rows(dcontext, e);
-        matmul(count, e, 1, Matrix::rows(now, 1), dcontext, &mut self.frames, e, true);
+        if !self.frames.is_empty() {
+            matmul(count, e, 1, Matrix::rows(now, 1), dcontext, &mut self.frames, e, true);
+        }
         matmul(count, 1, e, Matrix::rows(frames, e), dcontext.transposed(), &mut self.attention, 1, true);
         let mean: f32 = now.iter().zip(&self.attention).map(|(a, d)| a * d).sum();
         let denergies: Vec<f32> = now.iter().zip(&self.attention).map(|(a, d)| SHARPENING * a * (d - mean)).collect();
@@ -421,16 +439,19 @@ impl Own {
         );
         let of_slopes = Matrix::rows(&slopes, a).transposed();
         let located = Matrix::rows(&located, count).transposed();
-        matmul(a, channels, count, of_slopes, located, &mut self.location, channels, true);
+        if !self.location.is_empty() {
+            matmul(a, channels, count, of_slopes, located, &mut self.location, channels, true);
+        }
         let mut dlocated = vec![0.0; channels * count];
         let location = Matrix::rows(weights.location, channels).transposed();
         matmul(channels, count, a, location, of_slopes, &mut dlocated, count, false);
         self.attention.fill(0.0);
-        let taps = weights.taps.chunks_exact(of.taps).zip(self.taps.chunks_exact_mut(of.taps));
-        for ((taps, dtaps), dlocated) in taps.zip(dlocated.chunks_exact(count)) {
-            correlate(dtaps, dlocated, &previous);
+        for (taps, dlocated) in weights.taps.chunks_exact(of.taps).zip(dlocated.chunks_exact(count)) {
             let reversed: Vec<f32> = taps.iter().rev().copied().collect();
             correlate(&mut self.attention, &reversed, &of.padded(dlocated));
+        }
+        for (dtaps, dlocated) in self.taps.chunks_exact_mut(of.taps).zip(dlocated.chunks_exact(count)) {
+            correlate(dtaps, dlocated, &previous);
         }
     }
 }

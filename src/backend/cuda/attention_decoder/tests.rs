@@ -207,10 +207,9 @@ fn all_steps_and_their_gradients_are_those_of_the_cpu() {
 
             let dy = random(sizes.results()[0], 20);
             let mut there: Vec<Vec<f32>> = operands.iter().map(|values| vec![0.0; values.len()]).collect();
-            let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias, _] = &mut there[..]
-            else {
-                panic!("eleven operands")
-            };
+            let mut places = there.iter_mut().map(|gradient| Some(&mut gradient[..]));
+            let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias] =
+                std::array::from_fn(|_| places.next().expect("eleven operands"));
             let gradients =
                 cpu::Gradients { frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias };
             let [hidden, cells, gates, contexts, attention] = &expected;
