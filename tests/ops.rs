@@ -765,7 +765,6 @@ fn the_state_that_an_lstm_ends_with_is_that_of_each_sequences_last_step() {
     }
 }
 
-/// The top of a language model is no record on a tape, so it has promises of its own. The last shape has more logits than exist at a time.
 #[test]
 fn rows_are_taken_in_any_order_and_more_than_once_and_others_follow_them() {
     for device in devices() {
@@ -785,6 +784,7 @@ fn rows_are_taken_in_any_order_and_more_than_once_and_others_follow_them() {
     }
 }
 
+/// The top of a language model is no record on a tape, so it has promises of its own. The last shape has more logits than exist at a time.
 #[test]
 fn linear_cross_entropy_agrees_with_its_definition_and_forms_the_gradients_that_are_wanted() {
     const STEP: f64 = 1e-5;

@@ -68,7 +68,9 @@ pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
             let steps = spec.size("layers") * spec.size("T") + labels;
             Ok(step(bench, spec, attention_model(spec), UPDATE)?.waiting(2 * steps, EXCHANGE))
         }
-        Kind::Transformer => step(bench, spec, Transformer::new(transformer_sizes(spec)), TRANSFORMER_UPDATE),
+        Kind::Transformer => {
+            step(bench, spec, Transformer::new(transformer_sizes(spec, spec.size("decoders"))), TRANSFORMER_UPDATE)
+        }
         _ => {
             let model = model(spec, vec![1; spec.size("layers")]);
             let steps = spec.size("layers") * model.frames_after_subsampling(spec.size("T"));
@@ -190,11 +192,11 @@ const TRANSFORMER_UPDATE: UpdateOptions =
     UpdateOptions { method: Method::Adam { beta1: 0.9, beta2: 0.999 }, learning_rate: 1e-3, ..UPDATE };
 
 /// The shape of ESPnet v1's for Switchboard.
-fn transformer_sizes(spec: &Spec) -> transformer::Sizes {
+fn transformer_sizes(spec: &Spec, decoders: usize) -> transformer::Sizes {
     transformer::Sizes {
         inputs: FILTERS,
         encoder_layers: spec.size("layers"),
-        decoder_layers: spec.size("decoders"),
+        decoder_layers: decoders,
         units: spec.size("H"),
         heads: spec.size("heads"),
         feedforward: spec.size("F"),
@@ -209,7 +211,7 @@ fn transformer_sizes(spec: &Spec) -> transformer::Sizes {
 /// A `transformer` of which only encoder layers are trained and run, so that little is above and below them.
 fn encoder(device: &Device, spec: &Spec) -> Learner<Transformer> {
     // Fewer inputs leave the convolutions nothing.
-    let sizes = transformer::Sizes { inputs: 7, attention_dropout: 0.1, symbols: 3, ..transformer_sizes(spec) };
+    let sizes = transformer::Sizes { inputs: 7, attention_dropout: 0.1, symbols: 3, ..transformer_sizes(spec, 1) };
     let (layers, frozen) = (sizes.encoder_layers, spec.size("frozen"));
     let model = Transformer::new(sizes);
     let parameters = Parameters::initialize(device, &model.structure().specs, Scheme::Espnet, 1);
@@ -435,7 +437,9 @@ mod tests {
         ] {
             let spec = &select(&[row.into()]).unwrap()[0];
             let structure = match spec.kind {
-                Kind::Transformer => Transformer::new(transformer_sizes(spec)).structure().clone(),
+                Kind::Transformer => {
+                    Transformer::new(transformer_sizes(spec, spec.size("decoders"))).structure().clone()
+                }
                 _ => model(spec, vec![1; spec.size("layers")]).structure().clone(),
             };
             let trained = &structure.groups[..structure.groups.len() - spec.size("frozen")];

@@ -259,8 +259,11 @@ impl CtcAttention {
         let mut state: Option<State> = None;
         for time in 0..sequences.steps() {
             let (first, active) = (sequences.offsets()[time], sequences.active(time));
-            if let Some(before) = &state {
-                let was = sequences.active(time - 1);
+            // The longest go on, which come first.
+            if let Some(before) = &state
+                && let was = sequences.active(time - 1)
+                && active < was
+            {
                 state = Some(self.select(&memory, before, &of[..was], &(0..active).collect::<Vec<_>>())?);
             }
             let (logits, after) =

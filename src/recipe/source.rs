@@ -145,11 +145,14 @@ impl Source {
             return Err(error.remedy(format!("The nearest known key is {}", nearest(name))));
         }
         for (name, given) in &self.given {
-            let Some(first) = KEYS.iter().find(|key| key.name == name) else { continue };
+            let mut rows = KEYS.iter().filter(|key| key.name == name).peekable();
+            let Some(first) = rows.peek() else { continue };
+            let kind = first.only_with.map_or("", |(kind, _)| kind);
             let key = match self.find(name)? {
                 Some(key) => key,
                 None => {
-                    let (kind, words) = first.only_with.unwrap_or(("", &[]));
+                    let words: Vec<&str> =
+                        rows.filter_map(|key| key.only_with).flat_map(|(_, words)| words).copied().collect();
                     let (words, actual) = (words.join("\" or \""), self.text(kind)?);
                     let problem =
                         format!("the key {name} exists only with {kind} = \"{words}\", and {kind} is \"{actual}\"");

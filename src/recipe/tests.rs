@@ -177,9 +177,13 @@ fn every_word_of_every_choice_can_be_chosen() {
     };
     for key in KEYS {
         let Form::Choice(words) = key.form else { continue };
-        for word in words {
+        let kinds: Vec<Option<(&str, &str)>> = match key.only_with {
+            Some((kind, kind_words)) => kind_words.iter().map(|&kind_word| Some((kind, kind_word))).collect(),
+            None => vec![None],
+        };
+        for (word, kind) in words.iter().flat_map(|word| kinds.iter().map(move |kind| (word, kind))) {
             let mut overrides: Vec<String> = Vec::new();
-            match key.only_with.map(|(kind, words)| (kind, words[0])) {
+            match *kind {
                 Some(("data.kind", "text") | ("model.kind", "lstm-lm")) => overrides.extend(OF_TEXT.map(String::from)),
                 Some(("model.kind", "transformer")) => overrides.push(TRANSFORMER.into()),
                 Some(("model.kind", "ctc-attention")) => overrides.push(CTC_ATTENTION.into()),

@@ -91,7 +91,6 @@ pub struct Kept<'a> {
 }
 
 /// Where the gradients that are wanted go; all are overwritten.
-#[derive(Default)]
 pub struct Gradients<'a> {
     /// Of the frames, of V h and of the symbols.
     pub frames: Option<&'a mut [f32]>,

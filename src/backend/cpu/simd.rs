@@ -2,8 +2,8 @@
 //!
 //! Errors against f64 (ulp of the exact result; `cargo test --release simd -- --nocapture` measures and prints them): see [`MAX_ULP`]. NaN gives NaN, infinities give the limit.
 //!
-//! Vector instructions reach a function only by inlining it into the dispatched one, and a closure is a function too, one that cannot be
-//! marked `inline(always)`: kernels keep them away from vectors (the recurrent product was 60 times slower with one).
+//! Vector instructions reach a function only by inlining it into the dispatched one, and a closure is a function too. Within a kernel of [`WithSimd`] no
+//! closure takes vectors (the recurrent product was 60 times slower with one); [`vectorized`] is for closures of plain loops.
 //!
 //! exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2; exp(r) - 1 = r + r^2 q(r), where q is the polynomial of degree 5 with the
 //! least relative error on that interval (Remez, 2.4e-10). The same reduction serves all of them.

@@ -94,6 +94,8 @@ struct Region {
     host: [HostPointer; 2],
     bytes: usize,
     used: usize,
+    /// Of what is used, what is on its way: a step that somebody could not wait for is sent in parts.
+    sent: usize,
 }
 
 /// Filled when the step is over.
@@ -166,7 +168,7 @@ impl Recorder {
         self.abandon();
         self.step += 1;
         self.harvest(driver, self.half())?;
-        self.regions.iter_mut().for_each(|region| region.used = 0);
+        self.regions.iter_mut().for_each(|region| (region.used, region.sent) = (0, 0));
         self.output_used = 0;
         self.numbers.clear();
         self.list = Some(List::default());
@@ -289,17 +291,20 @@ impl Recorder {
     fn send(&mut self, driver: &dyn Driver) -> Result<()> {
         let half = self.half();
         let [arrived, _] = self.halves[half].events(driver)?;
-        let filled = || self.regions.iter().filter(|region| region.used > 0);
+        let filled = || self.regions.iter().filter(|region| region.used > region.sent);
         for region in filled() {
+            let (place, bytes) = (region.sent as u64, region.used - region.sent);
             // SAFETY: both have as many bytes, and the step that last used the half is over.
-            unsafe { driver.send(region.landing[half], region.host[half], region.used)? };
+            unsafe { driver.send(region.landing[half] + place, region.host[half] + place, bytes)? };
         }
         driver.signal(arrived, Lane::Copies)?;
         driver.await_signal(arrived, Lane::Kernels)?;
         for region in filled() {
+            let (place, bytes) = (region.sent as u64, region.used - region.sent);
             // SAFETY: as above.
-            unsafe { driver.copy(region.device, region.landing[half], region.used)? };
+            unsafe { driver.copy(region.device + place, region.landing[half] + place, bytes)? };
         }
+        self.regions.iter_mut().for_each(|region| region.sent = region.used);
         Ok(())
     }
 
@@ -422,6 +427,7 @@ impl Region {
             host: [driver.allocate_host(bytes)?, driver.allocate_host(bytes)?],
             bytes,
             used: 0,
+            sent: 0,
         })
     }
 }
