@@ -274,23 +274,42 @@ fn forward(
     }
 }
 
-/// The gradients of the operands that are wanted, on a GPU; both biases have the same, which is the first's.
+/// The gradient of every operand that is wanted; both biases have the same, which is left to the first of them.
+type Wanted = [Option<Tensor>; OPERANDS];
+
+fn backward_on_host(
+    sizes: &Sizes,
+    tensors: &[Tensor; OPERANDS],
+    kept: &Forward,
+    gradient: &Tensor,
+    results: &mut Wanted,
+) {
+    let kept = Kept {
+        hidden: kept.hidden.data(),
+        cells: kept.cells.data(),
+        gates: kept.gates.data(),
+        contexts: kept.contexts.data(),
+        attention: kept.attention.data(),
+    };
+    let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias, other_bias] =
+        results.each_mut().map(|result| result.as_mut().map(Tensor::data_mut));
+    let bias = bias.or(other_bias);
+    let gradients = Gradients { frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias };
+    let inputs = [0, 1, 2].map(|index| tensors[index].data());
+    sizes.on_host().backward(inputs, &weights(tensors), kept, gradient.data(), gradients);
+}
+
 fn backward_on_device(
     context: &Arc<Context>,
     sizes: &Sizes,
     tensors: &[Tensor; OPERANDS],
     kept: &Forward,
-    readers: u64,
+    readers: &Buffer,
     gradient: &Tensor,
-    wanted: [bool; OPERANDS],
-) -> [Option<Tensor>; OPERANDS] {
+    results: &mut Wanted,
+) {
     let device = gradient.device();
-    let of = sizes.on_device(context, device, readers);
-    let mut index = 0;
-    let mut results = tensors.each_ref().map(|x| {
-        index += 1;
-        wanted[index - 1].then(|| Tensor::uninitialized(device, x.shape(), Category::Activation))
-    });
+    let of = sizes.on_device(context, device, readers.pointer());
     let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias, other_bias] =
         results.each_mut().map(|result| result.as_mut().map(Tensor::pointer_mut));
     let bias = bias.or(other_bias);
@@ -310,10 +329,6 @@ fn backward_on_device(
     let (inputs, weights) = device_inputs(tensors);
     let (dy, kept, workspace) = (gradient.pointer(), kept.on_device(), workspace.pointer());
     cuda::attention_decoder::backward(context, &of, inputs, &weights, kept, dy, &gradients, workspace);
-    if let [.., Some(bias), Some(other)] = &mut results {
-        add_to(other, bias, false);
-    }
-    results
 }
 
 /// The LSTM's output for every symbol, `[R, H]`. With a gradient, each utterance has one sequence of symbols at most.
@@ -336,46 +351,17 @@ pub fn attention_decoder(tape: &mut Tape, operands: Operands, transcripts: &Tran
     Ok(tape.record(&inputs, output, move |gradient, backward| {
         // Those of the products, and the tangents once more.
         device.count_operations(3 * sizes.on_host().operations() as u64);
-        if let (Backend::Cuda(context), Some(readers)) = (device.backend(), readers) {
-            let (readers, wanted) = (readers.pointer(), places.map(|place| place.is_some()));
-            let results = backward_on_device(context, &sizes, &tensors, &kept, readers, &gradient, wanted);
-            for (place, result) in places.into_iter().zip(results) {
-                if let (Some(place), Some(result)) = (place, result) {
-                    backward.give(place, result);
-                }
-            }
-            return Ok(());
-        }
         let new = |x: &Tensor| Tensor::uninitialized(&device, x.shape(), Category::Activation);
-        let mut results = std::array::from_fn(|operand| places[operand].map(|_| new(&tensors[operand])));
-        if let Backend::Cpu = device.backend() {
-            let forward = Kept {
-                hidden: kept.hidden.data(),
-                cells: kept.cells.data(),
-                gates: kept.gates.data(),
-                contexts: kept.contexts.data(),
-                attention: kept.attention.data(),
-            };
-            let [frames, encoded, embedded, query, taps, location, energy, input, recurrent, bias, other_bias] =
-                results.each_mut().map(|result: &mut Option<Tensor>| result.as_mut().map(Tensor::data_mut));
-            let gradients = Gradients {
-                frames,
-                encoded,
-                embedded,
-                query,
-                taps,
-                location,
-                energy,
-                input,
-                recurrent,
-                bias: bias.or(other_bias),
-            };
-            let inputs = [0, 1, 2].map(|index| tensors[index].data());
-            let decoder = sizes.on_host();
-            decoder.backward(inputs, &weights(&tensors), forward, gradient.data(), gradients);
-            if let [.., Some(bias), Some(other)] = &mut results {
-                add_to(other, bias, false);
+        let mut results: Wanted = std::array::from_fn(|operand| places[operand].map(|_| new(&tensors[operand])));
+        match (device.backend(), &readers) {
+            (Backend::Cpu, _) => backward_on_host(&sizes, &tensors, &kept, &gradient, &mut results),
+            (Backend::Cuda(context), Some(readers)) => {
+                backward_on_device(context, &sizes, &tensors, &kept, readers, &gradient, &mut results);
             }
+            (Backend::Cuda(_), None) | (Backend::Plan, _) => {}
+        }
+        if let [.., Some(bias), Some(other)] = &mut results {
+            add_to(other, bias, false);
         }
         for (place, result) in places.into_iter().zip(results) {
             if let (Some(place), Some(result)) = (place, result) {
