@@ -4,7 +4,7 @@
 //! very code that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
 
 use crate::backend::cuda::context::{Context, Recording};
-use crate::backend::cuda::{self, matmul::Arithmetic};
+use crate::backend::cuda::{self, matmul::Arithmetic, products::Products};
 use crate::error::{Error, Result, Subject};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -187,6 +187,16 @@ impl Device {
 
     pub fn set_arithmetic(&self, arithmetic: Arithmetic) {
         *self.0.arithmetic.lock().unwrap_or_else(PoisonError::into_inner) = arithmetic;
+    }
+
+    /// Who computes products on a GPU, for a saved state.
+    pub fn products(&self) -> Option<Products> {
+        self.0.context.as_ref().map(|context| context.driver().products())
+    }
+
+    /// Has them computed as they were when a state was saved; gives what is to be told if that cannot be.
+    pub fn recall_products(&self, earlier: &Products) -> Option<String> {
+        self.0.context.as_ref()?.recall_products(earlier)
     }
 
     /// Begins a training step, on a GPU: what is asked of it runs when the recording is run.

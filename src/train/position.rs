@@ -1,5 +1,6 @@
 //! Where a stage stands: what its saved state holds beside the tensors.
 
+use crate::backend::cuda::products::Products;
 use crate::optim::{Average, EpsilonDecay};
 use crate::train::number;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub struct Position {
     pub kept_activations: u64,
     /// Training and validation, since the stage began.
     pub seconds: f64,
+    /// On a GPU: who multiplied matrices, and how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub products: Option<Products>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ use super::arena::Arena;
 use super::counted::Counted;
 use super::driver::{Argument, Driver, Function, Launch, Pointer, Properties};
 use super::matmul::Product;
+use super::products::Products;
 use super::step::{Cell, List, Recorder};
 use crate::error::{Error, Result, Subject};
 use std::collections::HashMap;
@@ -144,6 +145,15 @@ impl Context {
 
     pub fn driver(&self) -> &dyn Driver {
         &*self.driver
+    }
+
+    /// As [`Driver::recall_products`]; gives what is to be told if products were computed elsewhere then.
+    pub fn recall_products(&self, earlier: &Products) -> Option<String> {
+        self.driver.recall_products(earlier);
+        let now = self.driver.products().by;
+        (now != earlier.by).then(|| {
+            format!("products were computed by {} before and are by {now} from here on: results may differ in their last bits", earlier.by)
+        })
     }
 
     /// The first error since the device was opened.

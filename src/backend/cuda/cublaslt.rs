@@ -2,16 +2,17 @@
 //!
 //! The library computes in column-major order: c = a b of rows is c^T = b^T a^T of columns, without moving anything. An algorithm is what its
 //! heuristic names first, never timed, so a product's bits depend on the library's version and the GPU alone: one workspace, one stream, and
-//! splits of k are summed out of place, in order. Not yet run on a GPU.
+//! splits of k are summed out of place, in order. A saved state keeps the choices, and a resumed stage takes them over. Not yet run on a GPU.
 //!
 //! Source: cuBLAS Library User Guide, "Using the cuBLASLt API".
 
 use super::driver::Pointer;
 use super::libraries::{Loaded, Wanted, text};
 use super::matmul::{Arithmetic, Operand, Product, Storage};
+use super::products::{Algorithm, Products};
 use crate::error::Result as DeviceResult;
 use cudarc::cublaslt::sys;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -78,6 +79,17 @@ struct Library {
         *mut c_int,
     ) -> Status,
     #[allow(clippy::type_complexity)] // As declared.
+    check_algorithm: unsafe extern "C" fn(
+        sys::cublasLtHandle_t,
+        sys::cublasLtMatmulDesc_t,
+        sys::cublasLtMatrixLayout_t,
+        sys::cublasLtMatrixLayout_t,
+        sys::cublasLtMatrixLayout_t,
+        sys::cublasLtMatrixLayout_t,
+        *const sys::cublasLtMatmulAlgo_t,
+        *mut Heuristic,
+    ) -> Status,
+    #[allow(clippy::type_complexity)] // As declared.
     product: unsafe extern "C" fn(
         sys::cublasLtHandle_t,
         sys::cublasLtMatmulDesc_t,
@@ -118,6 +130,7 @@ impl Library {
                 set_preference: library.function(c"cublasLtMatmulPreferenceSetAttribute")?,
                 destroy_preference: library.function(c"cublasLtMatmulPreferenceDestroy")?,
                 heuristic: library.function(c"cublasLtMatmulAlgoGetHeuristic")?,
+                check_algorithm: library.function(c"cublasLtMatmulAlgoCheck")?,
                 product: library.function(c"cublasLtMatmul")?,
             })
         }
@@ -161,6 +174,8 @@ pub struct CublasLt {
     stream: *mut c_void,
     /// What a product needs, by its shape; none if the library has no algorithm for it.
     prepared: Mutex<HashMap<Shape, Option<Prepared>>>,
+    /// Algorithms that were chosen before this stage was resumed, by [`Shape::key`].
+    recalled: Mutex<BTreeMap<String, Algorithm>>,
 }
 
 // SAFETY: handles may be used from any thread that has made the GPU's context current; calls are serialised by the lock.
@@ -212,6 +227,18 @@ fn alignment(pointer: Pointer) -> u32 {
 }
 
 impl Shape {
+    /// All of it, as a saved state names it.
+    fn key(&self) -> String {
+        let Shape { sizes: (m, n, k), a, b, c_row_stride, c_alignment, accumulate, compute } = self;
+        let side = |side: &Side| {
+            let Side { rows, columns, stride, transposed, element, alignment } = side;
+            let transposed = if *transposed { "t" } else { "" };
+            format!("{rows}x{columns}/{stride}{transposed}:{element}@{alignment}")
+        };
+        let add = if *accumulate { "+" } else { "" };
+        format!("{m}x{n}x{k} {} {} {c_row_stride}{add}@{c_alignment} {compute}", side(a), side(b))
+    }
+
     fn new(product: &Product) -> Shape {
         let Product { m, n, k, a, b, c, c_row_stride, accumulate, arithmetic } = *product;
         let compute = match arithmetic {
@@ -273,14 +300,40 @@ impl CublasLt {
             library.check("starting", unsafe { (library.create)(&raw mut handle) })?;
             Ok((library, handle))
         })?;
-        let mut opened = CublasLt { library, handle, place, workspace: 0, stream, prepared: Mutex::default() };
+        let mut opened = CublasLt {
+            library,
+            handle,
+            place,
+            workspace: 0,
+            stream,
+            prepared: Mutex::default(),
+            recalled: Mutex::default(),
+        };
         opened.workspace = allocate(WORKSPACE).map_err(|error| error.problem)?;
         Ok(opened)
     }
 
-    /// For the run's record: with the GPU, all that a product's bits depend on.
-    pub fn version(&self) -> String {
+    fn version(&self) -> String {
         version_text(self.library.version())
+    }
+
+    /// For a saved state: the library with its version and the GPU's name, and the algorithms chosen so far.
+    pub fn products(&self, gpu: &str) -> Products {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let chosen = |(shape, prepared): (&Shape, &Option<Prepared>)| {
+            prepared.as_ref().map(|prepared| (shape.key(), Algorithm(prepared.algorithm.data)))
+        };
+        // What was recalled and not needed yet may be needed still.
+        let mut algorithms = self.recalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        algorithms.extend(prepared.iter().filter_map(chosen));
+        Products { by: format!("cuBLASLt {} on {gpu}", self.version()), algorithms }
+    }
+
+    /// Takes over what was chosen earlier, if it was by this version on such a GPU.
+    pub fn recall(&self, earlier: &Products, gpu: &str) {
+        if self.products(gpu).by == earlier.by {
+            self.recalled.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&earlier.algorithms);
+        }
     }
 
     /// The workspace, for its owner to release after the last product.
@@ -351,6 +404,14 @@ impl CublasLt {
     fn prepare(&self, shape: &Shape) -> Result<Option<Prepared>, String> {
         let library = &self.library;
         let mut prepared = Prepared::describe(library, shape)?;
+        let recalled = self.recalled.lock().unwrap_or_else(PoisonError::into_inner).get(&shape.key()).copied();
+        if let Some(Algorithm(data)) = recalled {
+            prepared.algorithm = sys::cublasLtMatmulAlgo_t { data };
+            // The library's own word that it still takes it, and with which workspace.
+            if self.accepts(&prepared) {
+                return Ok(Some(prepared));
+            }
+        }
         let preference = Preference::new(library, shape)?;
         let mut found = MaybeUninit::<Heuristic>::zeroed();
         let mut count = 0;
@@ -381,6 +442,28 @@ impl CublasLt {
         }
         prepared.algorithm = found.algorithm;
         Ok(Some(prepared))
+    }
+
+    /// Whether the library computes this product by its algorithm within the workspace.
+    fn accepts(&self, prepared: &Prepared) -> bool {
+        let [b, a, c] = prepared.layouts;
+        let mut found = MaybeUninit::<Heuristic>::zeroed();
+        // SAFETY: the descriptions are the library's own; it writes one result.
+        let (status, found) = unsafe {
+            let algorithm = &raw const prepared.algorithm;
+            let status = (self.library.check_algorithm)(
+                self.handle,
+                prepared.product,
+                b,
+                a,
+                c,
+                c,
+                algorithm,
+                found.as_mut_ptr(),
+            );
+            (status, found.assume_init())
+        };
+        status == SUCCESS && found.state == SUCCESS && found.workspace <= WORKSPACE
     }
 }
 
@@ -515,6 +598,20 @@ mod tests {
         // One row: its stride means nothing.
         assert_eq!(Side::new(&Operand::rows(4, 0), 1, 44).stride, 44);
         assert_eq!(Side::new(&Operand::rows(4, 0), 1, 44).alignment, 4);
+    }
+
+    #[test]
+    fn products_that_differ_have_different_keys() {
+        let mut shapes = shapes();
+        let first = shapes[0];
+        shapes.push(Shape { accumulate: false, ..first });
+        shapes.push(Shape { c_alignment: 4, ..first });
+        shapes.push(Shape { c_row_stride: 38, ..first });
+        shapes.push(Shape { sizes: (40, 36, 45), ..first });
+        shapes.push(Shape { a: Side { stride: 52, ..first.a }, ..first });
+        shapes.push(Shape { b: Side { alignment: 8, ..first.b }, ..first });
+        let keys: std::collections::BTreeSet<String> = shapes.iter().map(Shape::key).collect();
+        assert_eq!(keys.len(), shapes.len(), "{keys:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Everything runs in order on one stream, but for what is sent in beside it. Errors of a GPU are sticky and may belong to earlier work: see [`super::context::Context`].
 
 use super::matmul::Product;
+use super::products::Products;
 use crate::error::Result;
 use std::fmt::Debug;
 use std::hash::{Hash, Hasher};
@@ -198,6 +199,14 @@ pub trait Driver: Debug + Send + Sync {
     unsafe fn library_product(&self, _: &Product) -> Result<()> {
         Ok(())
     }
+
+    /// Who computes products here, with the choices made so far.
+    fn products(&self) -> Products {
+        Products::of_kernels()
+    }
+
+    /// Has products computed as they were then, if that was here; else no choice is taken over. Called before the first product.
+    fn recall_products(&self, _: &Products) {}
 
     /// Memory of the host that the device reads and writes by itself, not initialised.
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer>;

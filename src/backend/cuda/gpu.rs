@@ -6,6 +6,7 @@ use super::cublaslt::CublasLt;
 use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::embedded;
 use super::matmul::Product;
+use super::products::Products;
 use crate::error::{Error, Result, Subject};
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -305,6 +306,16 @@ impl Driver for Gpu {
         // SAFETY: the caller's; the context is current.
         let done = library.and_then(|library| unsafe { library.product(product) });
         done.map_err(|problem| Error::new(Subject::Device(self.name.clone()), problem))
+    }
+
+    fn products(&self) -> Products {
+        self.library().map_or_else(Products::of_kernels, |library| library.products(&self.properties.name))
+    }
+
+    fn recall_products(&self, earlier: &Products) {
+        if let Some(library) = self.library() {
+            library.recall(earlier, &self.properties.name);
+        }
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer> {

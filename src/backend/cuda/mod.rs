@@ -3,7 +3,7 @@
 //! - [`driver`]: what is asked of a GPU. [`gpu`]: a real one. `emulated`: the kernels on the CPU, thread by thread, for tests.
 //! - [`arena`], [`context`]: memory of a step, sticky errors, counters. `step`: steps as lists of work and as graphs. [`counted`]: a device that
 //!   does nothing, for `headfirst plan` and for counts. [`embedded`]: the compiled kernels in this binary. [`libraries`]: NVIDIA's own, where they
-//!   are found.
+//!   are found. [`products`]: what a saved state keeps of who multiplied.
 
 pub mod arena;
 pub mod attention;
@@ -27,6 +27,7 @@ pub mod libraries;
 pub mod lstm;
 pub mod matmul;
 pub mod optim;
+pub mod products;
 pub mod sequences;
 pub mod softmax;
 mod step;

@@ -115,6 +115,11 @@ impl<'a, T: Task> StageRun<'a, T> {
         let position = match state {
             None => Position::default(),
             Some(state) => {
+                if let Some(note) =
+                    state.rest.products.as_ref().and_then(|products| session.device.recall_products(products))
+                {
+                    session.progress.borrow_mut().message(&note);
+                }
                 state::restore_updater(&mut learner, &state.rest);
                 state::read_optimizer(&mut learner, state.part("optimizer")?)?;
                 if let Some(weights) = state.parts.get("carried") {

@@ -25,6 +25,7 @@ impl<T: Task> StageRun<'_, T> {
         self.position.learning_rate = Some(self.learner.updater.learning_rate);
         self.position.rate_factors = Some(self.learner.updater.rate_factors());
         self.position.average = self.learner.updater.average();
+        self.position.products = self.session.device.products();
         let waits = self.learner.waiting() > 0;
         if waits && self.updated.batch == 0 {
             // The epoch began with what was saved last, and nothing was updated since.
@@ -74,13 +75,14 @@ impl<T: Task> StageRun<'_, T> {
             parts.push(Part { name: "after-first-epoch", content: Content::Kept });
         }
         // Gradients that wait are not saved: a resumed stage computes them again.
-        let Position { updates, epsilon, learning_rate, rate_factors, average, .. } = &self.position;
+        let Position { updates, epsilon, learning_rate, rate_factors, average, products, .. } = &self.position;
         let updated = Position {
             updates: *updates,
             epsilon: *epsilon,
             learning_rate: *learning_rate,
             rate_factors: *rate_factors,
             average: *average,
+            products: products.clone(),
             ..self.updated.clone()
         };
         let position = if waits { &updated } else { &self.position };
