@@ -36,6 +36,7 @@ struct StepState {
     // Written by the host.
     double learning_rate, epsilon, weight_decay, clip;
     double warmup, width; // of Noam's schedule (src/optim/noam.rs); 0: none
+    double lagging_rate, lags_after; // the learning rate where more updates than this were made before; infinity: never
     // Calls so far, updates that they made, the last call's norm.
     unsigned long long steps, updates;
     double norm;
@@ -127,7 +128,7 @@ optim_prepare(StepState *state, const double *partials, const Slice *slices, int
     state->updates += 1;
     state->gradient_scale = state->clip == 0 ? 1.0f : float(fmin(state->clip / (norm + 1e-6), 1.0));
     const double updates = double(state->updates);
-    double rate = state->learning_rate;
+    double rate = updates - 1 > state->lags_after ? state->lagging_rate : state->learning_rate;
     if (state->warmup > 0) rate *= fmin(pow(updates, -0.5), updates * pow(state->warmup, -1.5)) / sqrt(state->width);
     state->learning_rate_f32 = float(rate);
     state->epsilon_f32 = float(state->epsilon);

@@ -3,6 +3,7 @@
 
 use crate::corpus::{copy_folder, corpus, fresh_folder, lines, train, trained};
 use crate::program::{end, headfirst, limit_file_size, log, result, run_to_end, wait_until};
+use crate::tiny::{Tiny, write_folder};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,7 +48,9 @@ fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut result = result(run);
     for stage in result["stages"].as_array_mut().unwrap() {
         let stage = stage.as_object_mut().unwrap();
-        assert!(stage.remove("seconds").is_some() && stage.remove("memory").is_some());
+        assert!(stage.remove("seconds").is_some());
+        // That of the process is the system's affair.
+        assert!(stage["memory"].as_object_mut().unwrap().remove("process_peak").is_some());
     }
     outcome.insert("result.json".into(), result.to_string().into_bytes());
     outcome
@@ -235,6 +238,43 @@ fn a_full_disk_costs_nothing_but_the_time_since_the_last_state() {
     let ended = run_to_end(resumed(train(&run, ADAM), true));
     assert_eq!(ended.code, Some(0), "{}", ended.errors);
     assert_same_outcome(&run, uninterrupted_adam());
+}
+
+#[test]
+fn a_signal_is_heard_during_validation_too_and_costs_nothing() {
+    let tiny = Tiny::new();
+    // Three batches to train on, many to validate.
+    write_folder(&tiny.path("long"), 2000, "abcd", 2);
+    let start = |run: &str, resume: bool| {
+        let mut command = headfirst(["--threads", "1", "train", "recipe.toml", "--quiet", "--out", run]);
+        command.args(["--set", SAVE_OFTEN, "--set", r#"data.valid="long""#]).current_dir(tiny.path(""));
+        resumed(command, resume)
+    };
+    let run = tiny.path("stopped");
+    let mut child = start("stopped", false).spawn().unwrap();
+    let process = child.id() as i32;
+    // SAFETY: a plain system call on a process of ours that has not been waited for.
+    let signal = |signal| assert_eq!(unsafe { libc::kill(process, signal) }, 0);
+    // Held while it is looked at.
+    let validates = || {
+        signal(libc::SIGSTOP);
+        let validates = saved_batch(&run) == Some(3) && log(&run).is_empty();
+        if !validates {
+            signal(libc::SIGCONT);
+        }
+        validates
+    };
+    assert!(wait_until(&mut child, validates), "the validation was over before it was seen, so nothing was tested");
+    signal(libc::SIGTERM);
+    signal(libc::SIGCONT);
+    let ended = end(child);
+    assert_eq!(ended.code, Some(143), "{}", ended.errors);
+    assert!(log(&run).is_empty(), "it waited for the end of the validation");
+    for (name, resume) in [("stopped", true), ("whole", false)] {
+        let ended = run_to_end(start(name, resume));
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    }
+    assert_same_outcome(&run, &tiny.path("whole"));
 }
 
 #[test]

@@ -473,6 +473,8 @@ impl Optimized {
             clip: CLIP,
             warmup: 0.0,
             width: 0.0,
+            lagging_rate: 0.0,
+            lags_after: f64::INFINITY,
         };
         let state = context.allocate(size_of::<StepState>());
         context.upload(&state, &[StepState::new(hyperparameters, 0, 0)]);

@@ -28,8 +28,6 @@ impl Demo {
     pub fn run(self, common: &Common) -> Result<()> {
         let device = common.open_device()?;
         let folder = RunFolder::create_next_free(&self.out)?;
-        // From here on Ctrl-C is heard by the training, which comes within a second or two.
-        let stop = StopRequest::watch()?;
         let mut progress = Progress::new(Mode::choose(common.quiet));
         let prepared = demo::prepare(folder.path())?;
         progress.message(&format!(
@@ -38,7 +36,7 @@ impl Demo {
             prepared.seconds,
             folder.path().join("data").display()
         ));
-        let result = run::train(&prepared.recipe, &folder, &device, &RefCell::new(progress), &stop)?;
+        let result = run::train(&prepared.recipe, &folder, &device, &RefCell::new(progress), StopRequest::watch)?;
         if common.quiet {
             return Ok(());
         }

@@ -47,7 +47,7 @@ impl Train {
             RunFolder::create(&path)?
         };
         let progress = RefCell::new(Progress::new(Mode::choose(common.quiet)));
-        let result = run::train(&recipe, &folder, &device, &progress, &StopRequest::watch()?)?;
+        let result = run::train(&recipe, &folder, &device, &progress, StopRequest::watch)?;
         if common.quiet {
             return Ok(());
         }

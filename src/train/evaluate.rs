@@ -37,14 +37,14 @@ pub struct Evaluated {
 /// Evaluates all of `data`. `after_batch` hears how many utterances are done.
 ///
 /// # Errors
-/// If features cannot be read or do not fit the model.
+/// If features cannot be read or do not fit the model, or what `after_batch` says.
 pub fn evaluate<M: Recogniser + Sync>(
     learner: &Learner<M>,
     data: &Arc<SpeechData>,
     tokens: &TokenList,
     limits: BatchLimits,
     decoder: Decoder<'_>,
-    mut after_batch: impl FnMut(usize),
+    mut after_batch: impl FnMut(usize) -> Result<()>,
 ) -> Result<Evaluated> {
     let mut decoded: Vec<(usize, Transcript, Option<NBest>)> = Vec::with_capacity(data.utterances().len());
     let mut losses = vec![None; data.utterances().len()];
@@ -73,7 +73,7 @@ pub fn evaluate<M: Recogniser + Sync>(
             let list = keeps_lists.then(|| NBest::new(id, found, |decoded| transcript_of(decoded, tokens)));
             decoded.push((index, Transcript { utterance: id.clone(), reference, hypothesis }, list));
         }
-        after_batch(ids.len());
+        after_batch(ids.len())?;
     }
     decoded.sort_by_key(|(index, ..)| *index);
 

@@ -121,7 +121,11 @@ impl LoadedModel {
         let limits = BatchLimits { utterances, max_frames, max_labels };
         let progress = Counted::new(mode, &folder.display().to_string(), data.utterances().len());
         let tokens = &self.frontend.tokens;
-        let evaluated = evaluate(&self.learner, &data, tokens, limits, decoder, |done| progress.advance(done))?;
+        let after_batch = |done| {
+            progress.advance(done);
+            Ok(())
+        };
+        let evaluated = evaluate(&self.learner, &data, tokens, limits, decoder, after_batch)?;
         match evaluated.not_finite.first() {
             Some(id) => Err(Error::utterance(id, "the model's output is not finite, so nothing can be decoded")
                 .remedy("The weights are those of a training that diverged: look into its log.jsonl")),

@@ -128,10 +128,14 @@ impl LoadedText {
         let is_stream = batching.mode == TextMode::Stream;
         let scores = if is_stream {
             let progress = Counted::new(mode, &path.display().to_string(), data.ids().len() - 1);
-            score_streams(&self.learner, &Streams::whole(data.ids(), 1), |done| progress.advance(done))?
+            let after = |done| {
+                progress.advance(done);
+                Ok(())
+            };
+            score_streams(&self.learner, &Streams::whole(data.ids(), 1), after)?
         } else {
             let end = self.vocabulary.end();
-            score_sentences(&self.learner, &Sentences::new(data.sentences(end), end), batching)?
+            score_sentences(&self.learner, &Sentences::new(data.sentences(end), end), batching, &|| Ok(()))?
         };
         let sum = scores.negative_log_likelihood;
         // A model of sentences predicts the first token too.

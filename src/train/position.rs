@@ -37,6 +37,11 @@ pub struct Position {
     pub went_back: bool,
     /// Bytes, for the largest batch so far.
     pub kept_activations: u64,
+    /// Bytes on the device at most, and in a GPU's arena.
+    #[serde(default)]
+    pub peak: u64,
+    #[serde(default)]
+    pub arena: u64,
     /// Training and validation, since the stage began.
     pub seconds: f64,
     /// On a GPU: who multiplied matrices, and how.

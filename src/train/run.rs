@@ -22,7 +22,8 @@ use crate::train::weights_reference::WeightsReference;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// Trains everything that the recipe asks for, in `folder`: a new one, or one that is resumed.
+/// Trains everything that the recipe asks for, in `folder`: a new one, or one that is resumed. `stop` is asked for once the data is open: until then
+/// there is nothing to be saved, and a signal ends the process as it ends any other.
 ///
 /// # Errors
 /// Bad data or recipe, a disk that cannot be written, or a signal; what was saved before is intact.
@@ -31,12 +32,12 @@ pub fn train(
     folder: &RunFolder,
     device: &Device,
     progress: &RefCell<Progress>,
-    stop: &StopRequest,
+    stop: impl FnOnce() -> Result<StopRequest>,
 ) -> Result<RunResult> {
     let is_new = folder.recipe().is_err();
     let mode = progress.borrow().mode();
     let Prepared { task, classifiers } = prepare(recipe, device, (!is_new).then_some(folder), mode)?;
-    let place = Place { recipe, folder, device, progress, stop, is_new };
+    let place = Place { recipe, folder, device, progress, stop: &stop()?, is_new };
     match task {
         AnyTask::Speech(task) => train_task(&task, &place, classifiers),
         AnyTask::Text(task) => train_task(&task, &place, classifiers),

@@ -18,7 +18,7 @@ use signal_hook::flag;
 
 use crate::error::{Error, Result};
 
-/// Whether a signal has asked the process to stop. Cheap to ask, after every batch.
+/// Whether a signal has asked the process to stop. Cheap to ask, after every batch, of validation too.
 #[derive(Debug, Clone, Default)]
 pub struct StopRequest {
     /// The signal's number, 0 before any.

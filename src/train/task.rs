@@ -85,11 +85,11 @@ pub trait Task {
     /// # Errors
     /// What the device says.
     fn settle(&self, learner: &mut Learner<Self::Model>, running: Self::Running) -> Result<Outcome>;
-    /// None if there is no such set.
+    /// None if there is no such set. After every batch `go_on` is asked.
     ///
     /// # Errors
-    /// If the data cannot be read or do not fit the model.
-    fn evaluate(&self, learner: &Learner<Self::Model>, set: Set) -> Result<Option<Evaluated>>;
+    /// If the data cannot be read or do not fit the model, or what `go_on` says.
+    fn evaluate(&self, learner: &Learner<Self::Model>, set: Set, go_on: GoOn<'_>) -> Result<Option<Evaluated>>;
 
     /// All batches of an epoch, the largest first where that is known: what a plan is made of.
     ///
@@ -116,6 +116,9 @@ pub trait Task {
     /// The same with another limit.
     fn with_batch_size(&self, size: usize) -> Self;
 }
+
+/// Asked in the middle of long work; an error ends it.
+pub type GoOn<'a> = &'a dyn Fn() -> Result<()>;
 
 /// What a run keeps so that its model can be used: texts and bytes of files.
 #[derive(Debug, Clone, Default)]
@@ -280,9 +283,9 @@ impl Task for SpeechTask {
         })
     }
 
-    fn evaluate(&self, learner: &Learner<AnyRecogniser>, set: Set) -> Result<Option<Evaluated>> {
+    fn evaluate(&self, learner: &Learner<AnyRecogniser>, set: Set, go_on: GoOn<'_>) -> Result<Option<Evaluated>> {
         let Corpus { frontend, limits, .. } = &self.corpus;
-        let evaluate = |data| evaluate(learner, data, &frontend.tokens, *limits, Decoder::Greedy, |_| ());
+        let evaluate = |data| evaluate(learner, data, &frontend.tokens, *limits, Decoder::Greedy, |_| go_on());
         self.set(set).map(evaluate).transpose()
     }
 

@@ -17,7 +17,7 @@ use crate::train::learner::Learner;
 use crate::train::plan::BatchForecast;
 use crate::train::progress::Unit;
 use crate::train::record::Scores;
-use crate::train::task::{Batches, Kept, Outcome, Set, Task, token_unit};
+use crate::train::task::{Batches, GoOn, Kept, Outcome, Set, Task, token_unit};
 use crate::train::text_learner::{Carried, Objective, TextRunning};
 use std::path::Path;
 
@@ -158,22 +158,22 @@ impl TextTask {
         }
     }
 
-    fn scores(&self, learner: &Learner<LstmLm>, set: Set) -> Result<Option<TextScores>> {
+    fn scores(&self, learner: &Learner<LstmLm>, set: Set, go_on: GoOn<'_>) -> Result<Option<TextScores>> {
         let Some(data) = self.set(set) else { return Ok(None) };
         let batching = &self.batching;
         match batching.mode {
-            TextMode::Sentences => score_sentences(learner, &self.sentences(data), batching).map(Some),
+            TextMode::Sentences => score_sentences(learner, &self.sentences(data), batching, go_on).map(Some),
             TextMode::Stream if batching.original_evaluation => {
                 // awd-lstm-lm: ten streams for validation, one for the test; the tail dropped, and the sum divided by the length.
                 let count = if set == Set::Valid { batching.evaluation_streams } else { 1 };
                 let streams = Streams::equal(data.ids(), count)?;
-                let TextScores { negative_log_likelihood, .. } = score_streams(learner, &streams, |_| ())?;
+                let TextScores { negative_log_likelihood, .. } = score_streams(learner, &streams, |_| go_on())?;
                 let tokens = (count * (streams.steps() + 1)) as u64;
                 Ok(Some(TextScores { negative_log_likelihood, tokens }))
             }
             TextMode::Stream => {
                 let streams = Streams::whole(data.ids(), batching.evaluation_streams);
-                score_streams(learner, &streams, |_| ()).map(Some)
+                score_streams(learner, &streams, |_| go_on()).map(Some)
             }
         }
     }
@@ -191,11 +191,11 @@ pub fn objective(recipe: &Recipe) -> Objective {
 /// Every token of the streams, each predicted from all that its stream has before it. `after` hears how many tokens are done.
 ///
 /// # Errors
-/// If the text does not fit the model.
+/// If the text does not fit the model, or what `after` says.
 pub fn score_streams(
     learner: &Learner<LstmLm>,
     streams: &Streams<'_>,
-    mut after: impl FnMut(usize),
+    mut after: impl FnMut(usize) -> Result<()>,
 ) -> Result<TextScores> {
     let mut carried = Carried::zeros(learner.device(), learner.model(), streams.count());
     let (mut sum, mut tokens) = (0.0, 0);
@@ -203,7 +203,7 @@ pub fn score_streams(
         let batch = streams.batch(window)?;
         sum += learner.text_losses(&batch, Some(&mut carried))?.iter().sum::<f64>();
         tokens += batch.targets.len() as u64;
-        after(batch.targets.len());
+        after(batch.targets.len())?;
     }
     Ok(TextScores { negative_log_likelihood: sum, tokens })
 }
@@ -211,17 +211,19 @@ pub fn score_streams(
 /// Every sentence by itself.
 ///
 /// # Errors
-/// If the text does not fit the model.
+/// If the text does not fit the model, or what `go_on` says.
 pub fn score_sentences(
     learner: &Learner<LstmLm>,
     sentences: &Sentences<'_>,
     batching: &recipe::TextBatch,
+    go_on: GoOn<'_>,
 ) -> Result<TextScores> {
     let (mut sum, mut tokens) = (0.0, 0);
     for indices in sentences.plan(batching.sequences, batching.max_length)?.batches() {
         let batch = sentences.batch(indices)?;
         sum += learner.text_losses(&batch, None)?.iter().sum::<f64>();
         tokens += batch.targets.len() as u64;
+        go_on()?;
     }
     Ok(TextScores { negative_log_likelihood: sum, tokens })
 }
@@ -322,8 +324,8 @@ impl Task for TextTask {
         })
     }
 
-    fn evaluate(&self, learner: &Learner<LstmLm>, set: Set) -> Result<Option<Evaluated>> {
-        Ok(self.scores(learner, set)?.map(|text| {
+    fn evaluate(&self, learner: &Learner<LstmLm>, set: Set, go_on: GoOn<'_>) -> Result<Option<Evaluated>> {
+        Ok(self.scores(learner, set, go_on)?.map(|text| {
             let scores = Scores {
                 loss: text.loss(),
                 tokens: Some(text.tokens),
@@ -356,7 +358,7 @@ impl Task for TextTask {
     }
 
     fn evaluate_outline(&self, learner: &Learner<LstmLm>, set: Set) -> Result<bool> {
-        Ok(self.scores(learner, set)?.is_some())
+        Ok(self.scores(learner, set, &|| Ok(()))?.is_some())
     }
 
     fn utterances(&self) -> Option<usize> {

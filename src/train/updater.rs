@@ -138,11 +138,12 @@ impl Updater {
         self.rate_factor = factors;
     }
 
-    /// Without the schedule.
-    fn rate_of_this_update(&self) -> f64 {
-        // torch.optim.ASGD computes the rate of an update at the end of the one before; its first takes the rate of the moment.
-        let lags = self.averaging.as_ref().is_some_and(|it| it.average.original && it.average.updates > 0);
-        self.learning_rate * if lags { self.rate_factor.1 } else { self.rate_factor.0 }
+    /// Without the schedule: the rate of the moment and that of the batch before, which is taken where more than so many updates were made.
+    /// (torch.optim.ASGD computes the rate of an update at the end of the one before; its first takes the rate of the moment.)
+    fn rates(&self) -> (f64, f64, Option<u64>) {
+        let (factor, before) = self.rate_factor;
+        let lags_after = self.averaging.as_ref().filter(|it| it.average.original).map(|it| it.begun_at);
+        (self.learning_rate * factor, self.learning_rate * before, lags_after)
     }
 
     /// Whether [`Updater::swap_averages`] has something to swap.
@@ -203,9 +204,11 @@ impl Updater {
             let non_finite = Some(written[first]);
             return Update { gradient_norm: norm.norm, non_finite, updates: self.updates, waits: false };
         }
+        let (rate, lagging_rate, lags_after) = self.rates();
+        let rate = if lags_after.is_some_and(|updates| self.updates > updates) { lagging_rate } else { rate };
         self.updates += 1;
         let hyper = Hyper {
-            learning_rate: self.rate_of_this_update() * self.noam.map_or(1.0, |noam| noam.factor(self.updates)),
+            learning_rate: rate * self.noam.map_or(1.0, |noam| noam.factor(self.updates)),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             step: self.updates,
@@ -228,8 +231,12 @@ impl Updater {
     }
 
     fn update_on_device(&mut self, context: &Arc<Context>, parameters: &mut Parameters, written: &[usize]) -> Updating {
+        // How many updates were made the device alone knows: the step before may still be under way.
+        let (learning_rate, lagging_rate, lags_after) = self.rates();
         let hyperparameters = Hyperparameters {
-            learning_rate: self.rate_of_this_update(),
+            learning_rate,
+            lagging_rate,
+            lags_after: lags_after.map_or(f64::INFINITY, |updates| updates as f64),
             epsilon: self.epsilon.epsilon(),
             weight_decay: self.options.weight_decay,
             clip: self.options.clip,

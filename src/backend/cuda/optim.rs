@@ -42,6 +42,9 @@ pub struct Hyperparameters {
     /// Multiply the learning rate by [`crate::optim::Noam`]'s factor, which follows from the updates made: only the device knows these in time. 0: do not.
     pub warmup: f64,
     pub width: f64,
+    /// The learning rate instead, once more than `lags_after` updates were made before (infinity: never): the host may not know yet how many they are.
+    pub lagging_rate: f64,
+    pub lags_after: f64,
 }
 
 /// Read and written by the kernels.
@@ -69,7 +72,7 @@ unsafe impl Zeroable for Hyperparameters {}
 unsafe impl Pod for Hyperparameters {}
 // SAFETY: numbers only.
 unsafe impl Zeroable for StepState {}
-// SAFETY: numbers only; nine of eight bytes, then eight of four: no padding.
+// SAFETY: numbers only; eleven of eight bytes, then eight of four: no padding.
 unsafe impl Pod for StepState {}
 
 impl StepState {
@@ -266,8 +269,16 @@ mod tests {
         }
     }
 
-    const HYPERPARAMETERS: Hyperparameters =
-        Hyperparameters { learning_rate: 0.1, epsilon: 1e-6, weight_decay: 0.01, clip: 5.0, warmup: 0.0, width: 0.0 };
+    const HYPERPARAMETERS: Hyperparameters = Hyperparameters {
+        learning_rate: 0.1,
+        epsilon: 1e-6,
+        weight_decay: 0.01,
+        clip: 5.0,
+        warmup: 0.0,
+        width: 0.0,
+        lagging_rate: 0.0,
+        lags_after: f64::INFINITY,
+    };
 
     #[test]
     fn every_optimizer_moves_all_tensors_to_the_bits_of_the_cpu_over_several_steps() {
@@ -296,6 +307,22 @@ mod tests {
                     both.update_host(&hyperparameters, step, state.gradient_scale);
                     both.assert_equal();
                 }
+            }
+        });
+    }
+
+    #[test]
+    fn the_lagging_rate_is_taken_once_enough_updates_were_made_whatever_the_host_knows() {
+        for_all_orders(|device| {
+            let hyperparameters = Hyperparameters { lagging_rate: 0.03, lags_after: 2.0, ..HYPERPARAMETERS };
+            let mut both = Both::new(device, METHODS[1], hyperparameters, 0);
+            for step in 1..=5 {
+                both.set_gradients(step);
+                update(&device.context, &both.plan, both.state.pointer());
+                let learning_rate = if step > 3 { 0.03 } else { 0.1 };
+                let expected = Hyperparameters { learning_rate, ..hyperparameters };
+                both.update_host(&expected, step, both.state().gradient_scale);
+                both.assert_equal();
             }
         });
     }

@@ -196,13 +196,10 @@ impl<'a, T: Task> StageRun<'a, T> {
             }
             self.train_batch(batch?)?;
             self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
-            if let Some(signal) = self.session.stop.signal() {
+            if let Err(stopped) = self.go_on() {
                 self.settle()?;
                 self.save(false, false)?;
-                // The run's own recipe has every key and absolute paths, so this command works from here, whatever was given first.
-                let run = self.session.folder.path();
-                let (recipe, run) = (run.join(RECIPE).display().to_string(), run.display().to_string());
-                return Err(stopped_by(signal, &command_line(&["train", &recipe, "--out", &run, "--resume"])));
+                return Err(stopped);
             }
             let minutes = self.session.recipe.training.save_minutes;
             if minutes > 0.0 && self.last_save.elapsed().as_secs_f64() > 60.0 * minutes {
@@ -214,6 +211,15 @@ impl<'a, T: Task> StageRun<'a, T> {
         self.settle()?;
         self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
         self.end_epoch()
+    }
+
+    /// An error once a signal has asked to stop; the state is to be saved before it is returned.
+    fn go_on(&self) -> Result<()> {
+        let Some(signal) = self.session.stop.signal() else { return Ok(()) };
+        // The run's own recipe has every key and absolute paths, so this command works from here, whatever was given first.
+        let run = self.session.folder.path();
+        let (recipe, run) = (run.join(RECIPE).display().to_string(), run.display().to_string());
+        Err(stopped_by(signal, &command_line(&["train", &recipe, "--out", &run, "--resume"])))
     }
 
     fn train_batch(&mut self, batch: T::Batch) -> Result<()> {
@@ -272,7 +278,14 @@ impl<'a, T: Task> StageRun<'a, T> {
 
     fn end_epoch(&mut self) -> Result<()> {
         let begin = Instant::now();
-        let evaluated = self.evaluate_averaged()?;
+        let evaluated = match self.evaluate_averaged() {
+            Err(stopped) if stopped.interrupted_by.is_some() => {
+                // Behind the epoch's last batch, where a resumed stage validates first.
+                self.save(false, false)?;
+                return Err(stopped);
+            }
+            evaluated => evaluated?,
+        };
         evaluated.infeasible.iter().for_each(|id| self.report_infeasible(id, "it has no validation loss"));
         let valid_seconds = begin.elapsed().as_secs_f64();
         let scores = &evaluated.scores;
@@ -319,7 +332,8 @@ impl<'a, T: Task> StageRun<'a, T> {
         self.write_board(&record)?;
         self.session.folder.append_log(&record)?;
         self.save(is_best, epoch == 1)?;
-        self.publish()
+        self.publish()?;
+        self.go_on()
     }
 
     /// What follows from a validation for the epochs to come: a lower learning rate, or averaging.
@@ -353,7 +367,7 @@ impl<'a, T: Task> StageRun<'a, T> {
     }
 
     fn evaluate(&self, set: Set) -> Result<Evaluated> {
-        let evaluated = self.session.task.evaluate(&self.learner, set)?;
+        let evaluated = self.session.task.evaluate(&self.learner, set, &|| self.go_on())?;
         evaluated.ok_or_else(|| Error::program("there is no validation set"))
     }
 

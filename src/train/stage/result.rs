@@ -29,7 +29,7 @@ impl<T: Task> StageRun<'_, T> {
         let movement = self.movement(&best)?;
         let valid = self.evaluate(Set::Valid)?;
         self.write_trn("valid", &valid)?;
-        let test = self.session.task.evaluate(&self.learner, Set::Test)?;
+        let test = self.session.task.evaluate(&self.learner, Set::Test, &|| self.go_on())?;
         if let Some(test) = &test {
             self.write_trn("test", test)?;
         }
@@ -56,12 +56,17 @@ impl<T: Task> StageRun<'_, T> {
                 gradients: ledger.live(Category::Gradient),
                 optimizer_state: ledger.live(Category::OptimizerState),
                 kept_activations: self.position.kept_activations,
-                peak: ledger.peak_total(),
-                arena: self.session.device.memory_on_gpu().map_or(0, |(arena, _)| arena),
+                peak: self.position.peak.max(ledger.peak_total()),
+                arena: self.position.arena.max(self.arena()),
                 process_peak: process_peak(),
             },
             movement,
         })
+    }
+
+    /// Of a GPU: the most bytes that its arena held.
+    pub(super) fn arena(&self) -> u64 {
+        self.session.device.memory_on_gpu().map_or(0, |(arena, _)| arena)
     }
 
     /// The average of the weights of the last epochs, if the recipe asks for it; it takes the place of the best epoch's. Summed in f64, so that what

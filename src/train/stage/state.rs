@@ -26,6 +26,8 @@ impl<T: Task> StageRun<'_, T> {
         self.position.rate_factors = Some(self.learner.updater.rate_factors());
         self.position.average = self.learner.updater.average();
         self.position.products = self.session.device.products();
+        self.position.peak = self.position.peak.max(self.session.device.ledger().peak_total());
+        self.position.arena = self.position.arena.max(self.arena());
         let waits = self.learner.waiting() > 0;
         if waits && self.updated.batch == 0 {
             // The epoch began with what was saved last, and nothing was updated since.
