@@ -6,7 +6,7 @@ use headfirst::ops;
 use headfirst::ops::attention::Heads;
 use headfirst::ops::attention_decoder::{Operands, Transcripts};
 use headfirst::ops::convolution::Patches;
-use headfirst::ops::cross_entropy::{LEFT_OUT, Labels};
+use headfirst::ops::cross_entropy::{LEFT_OUT, Labels, Targets};
 use headfirst::ops::dropout::Sharing;
 use headfirst::ops::linear::Activation;
 use headfirst::ops::linear_cross_entropy::{Top, losses, losses_and_gradients};
@@ -216,6 +216,24 @@ fn cross_entropy(cases: &mut Vec<Case>) {
                 ops::cross_entropy::cross_entropy(tape, &x[0], labels, 0.5).unwrap().loss
             },
             move |x| vec![0.5 * reference::cross_entropy(&x[0], &known, f64::from(smoothing as f32), &prior)],
+        ));
+    }
+    for (rows, symbols) in [(1, 2), (9, 21)] {
+        // Another model's probabilities, one of them zero.
+        let weight = |row: usize, symbol: usize| ((3 * row + 5 * symbol) % 7) as f32;
+        let total = |row: usize| (0..symbols).map(|symbol| weight(row, symbol)).sum::<f32>();
+        let q: Vec<f32> =
+            (0..rows).flat_map(|row| (0..symbols).map(move |symbol| weight(row, symbol) / total(row))).collect();
+        let wide: Vec<f64> = q.iter().map(|&q| f64::from(q)).collect();
+        cases.push(case(
+            format!("cross_entropy {rows} x {symbols}, soft targets"),
+            &[&[rows, symbols]],
+            rows + symbols + 16,
+            move |tape, x| {
+                let targets = Targets::Distributions(&q);
+                ops::cross_entropy::cross_entropy(tape, &x[0], targets, 0.5).unwrap().loss
+            },
+            move |x| vec![0.5 * reference::cross_entropy_of_distributions(&x[0], &wide, symbols)],
         ));
     }
 }

@@ -170,6 +170,11 @@ pub fn cross_entropy(logits: &[f64], labels: &[Option<usize>], smoothing: f64, p
     rows.chunks(prior.len()).zip(labels).map(of_row).sum()
 }
 
+/// The sum over the rows of `-sum q ln softmax(logits)`; logits and q: `[rows, symbols]`.
+pub fn cross_entropy_of_distributions(logits: &[f64], q: &[f64], symbols: usize) -> f64 {
+    -log_softmax(logits, symbols).iter().zip(q).map(|(log_p, q)| q * log_p).sum::<f64>()
+}
+
 /// Which keys a query sees and what its probabilities are multiplied by.
 pub struct Attention<'a> {
     pub heads: usize,

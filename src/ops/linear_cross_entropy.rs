@@ -14,7 +14,7 @@ use crate::device::{Backend, Category, Device};
 use crate::error::{Error, Result};
 pub use crate::ops::ctc::Losses;
 use crate::ops::{expect_shape, matrix};
-use crate::primitives::{Factor, bias_activation, column_sums, product};
+use crate::primitives::{Factor, affine, column_sums, product};
 use crate::tape::{GradientBuffers, Place, Var};
 use crate::tensor::Tensor;
 
@@ -230,9 +230,8 @@ fn part_losses(
 ) -> Tensor {
     let (columns, device) = (sizes.vocabulary, x.device().clone());
     let mut logits = Tensor::uninitialized(&device, &[part.rows, columns], Category::Workspace);
-    let weight = Factor::rows(top.weight.tensor(), sizes.inputs).transposed();
-    product((part.rows, columns, sizes.inputs), Factor::rows(x, sizes.inputs), weight, &mut logits, false);
-    bias_activation(&mut logits, Some(top.bias.tensor()), columns, Activation::Identity);
+    let (weight, bias) = (top.weight.tensor(), top.bias.tensor());
+    affine((part.rows, columns, sizes.inputs), x, weight, bias, Activation::Identity, &mut logits);
     let range = part.first..part.first + part.rows;
     match (device.backend(), targets, losses) {
         (Backend::Cpu, Uploaded::Host(targets), AllLosses::Host(losses)) => {
