@@ -121,6 +121,17 @@ fn resume_gives_the_same_bits() {
     stopped_and_resumed(MOMENTUM, &[2, 4], &uninterrupted("uninterrupted-momentum", MOMENTUM));
 }
 
+/// So slow that the second stage is no better than the first: what is tried then is in no outline of the search.
+const CUT_SEARCH: &[&str] = &[r#"cascade.strategy="cut-search""#, r#"optimizer={kind="sgd",learning_rate=1e-9}"#];
+
+#[test]
+fn a_cut_search_that_was_stopped_in_a_retry_keeps_its_epochs() {
+    let reference = uninterrupted("uninterrupted-cut-search", CUT_SEARCH);
+    assert_eq!(stages(&reference), ["joint", "1-2", "2-1"]);
+    // Three epochs a stage: in the second and in the third of the retry.
+    stopped_and_resumed(CUT_SEARCH, &[7, 8], &reference);
+}
+
 /// Noam's schedule, dropout, and two batches an update: a stop between them goes on from the first.
 const TRANSFORMER: &[&str] = &[
     r#"model={kind="transformer",encoder_layers=1,decoder_layers=1,units=8,heads=2,feedforward=16,attention_dropout=0.1}"#,

@@ -158,12 +158,12 @@ impl<'a> Run<'a> {
             known.insert(stage.stage.clone(), stage.epochs);
             checkpoint::remove_state(&self.folder.stage(&stage.stage).path)?;
         }
+        let results = self.results();
         for (_, plan) in &self.plans {
-            for stage in plan.outline() {
+            // Only what can be trained next can have been begun, which may be a retry that no outline of the plan has.
+            let Next::Ready(stages) = plan.next(&results) else { continue };
+            for stage in stages {
                 let id = stage.id.to_string();
-                if known.contains_key(&id) {
-                    continue;
-                }
                 let state = checkpoint::load_state::<crate::train::position::Position>(&self.folder.stage(&id).path)?;
                 known.insert(id, state.map_or(0, |state| state.rest.epochs_done));
             }
