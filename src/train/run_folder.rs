@@ -177,12 +177,27 @@ impl RunFolder {
         self.path.join(REPORT)
     }
 
-    /// Writes the start files, the recipe last: from then on the folder is a run.
+    /// Writes the start files, the recipe last: from then on the folder is a run. What a killed start left and this one does not have is
+    /// removed: it would be taken for this run's.
     pub fn write_start(&self, start: &StartFiles) -> Result<()> {
-        for (name, content) in [(TOKENS, start.tokens), (FEATURES, start.features), (PIECES, start.pieces)] {
-            content.map_or(Ok(()), |text| write_bytes(self.path.join(name), text))?;
+        let optional = [
+            (TOKENS, start.tokens.map(str::as_bytes)),
+            (FEATURES, start.features.map(str::as_bytes)),
+            (PIECES, start.pieces.map(str::as_bytes)),
+            (CMVN, start.cmvn),
+        ];
+        for (name, content) in optional {
+            let path = self.path.join(name);
+            match content {
+                Some(bytes) => write_bytes(path, bytes)?,
+                None if path.exists() => {
+                    // Durable before the recipe is there.
+                    let removed = files::remove_file(&path).and_then(|()| files::sync_folder(&self.path));
+                    removed.map_err(|error| Error::io(&path, "be removed", &error))?;
+                }
+                None => {}
+            }
         }
-        start.cmvn.map_or(Ok(()), |bytes| write_bytes(self.path.join(CMVN), bytes))?;
         write_bytes(self.path.join(RECIPE), start.recipe)
     }
 
@@ -239,19 +254,10 @@ impl RunFolder {
         folders.filter(|(_, path)| has_weights(&StageFolder { path: path.clone() })).map(|(id, _)| id).collect()
     }
 
-    /// The folders within the run, two levels deep (an id may be `seed-2/joint`), each with its path from the run.
+    /// The folders in the run, each with its name, which is a stage's id; sorted.
     fn folders_below(&self) -> Vec<(String, PathBuf)> {
-        let mut found = Vec::new();
-        for name in names_in(&self.path) {
-            let folder = self.path.join(&name);
-            let below = names_in(&folder).into_iter().map(|inner| (format!("{name}/{inner}"), folder.join(inner)));
-            found.extend(below.filter(|(_, path)| path.is_dir()));
-            if folder.is_dir() {
-                found.push((name, folder));
-            }
-        }
-        found.sort();
-        found
+        let folders = names_in(&self.path).into_iter().map(|name| (self.path.join(&name), name));
+        folders.filter(|(path, _)| path.is_dir()).map(|(path, name)| (name, path)).collect()
     }
 
     /// Adds a line to the log, durably. Call it before the epoch's state is saved: then the log knows at least what
