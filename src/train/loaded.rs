@@ -53,7 +53,7 @@ impl LoadedModel {
                 .remedy("Name a run of a speech recogniser; see headfirst generate for language models"));
         }
         let frontend = Frontend::of_run(&folder, &recipe)?;
-        let weights = load_weights(reference.file())?;
+        let weights = reference.load()?;
         Self::new(device, recipe, frontend, &weights)
     }
 

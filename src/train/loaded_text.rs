@@ -82,7 +82,7 @@ impl LoadedText {
         let folder = RunFolder::open(&reference.run)?;
         let recipe = recipe_of(&folder)?;
         let vocabulary = vocabulary_of_run(&folder, &recipe)?;
-        Self::new(device, recipe, vocabulary, &load_weights(reference.file())?)
+        Self::new(device, recipe, vocabulary, &reference.load()?)
     }
 
     /// Weights from a file, in the model that a recipe describes, with the token list that a training with it would take.

@@ -18,7 +18,6 @@ use crate::models::recogniser::Recogniser;
 use crate::models::transformer::{self, Transformer};
 use crate::ops::dropout::Sharing;
 use crate::recipe::{self, DataKind, Model, Precision, Recipe};
-use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
 use crate::train::progress::Mode;
 use crate::train::run_folder::{self, RunFolder};
@@ -340,7 +339,7 @@ fn check_same_tokens(reference: &WeightsReference, theirs: &[String], ours: &[St
 }
 
 fn check_shapes(reference: &WeightsReference, structure: &Structure, groups: usize) -> Result<()> {
-    let weights = checkpoint::load_weights(reference.file())?;
+    let weights = reference.load()?;
     let frozen = structure.groups.iter().rev().take(groups).flat_map(|group| group.parameters.clone());
     for spec in frozen.map(|index| &structure.specs[index]) {
         weights.get(&spec.name, &spec.shape)?;

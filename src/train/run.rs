@@ -200,13 +200,12 @@ impl<'a> Run<'a> {
         match &stage.source {
             Source::Nothing => Ok((None, None)),
             Source::Stage(id) => {
-                let id = id.to_string();
-                let weights = checkpoint::load_weights(self.folder.stage(&id).best())?;
-                Ok((Some(weights), Some(id)))
+                let run = self.folder.path().to_path_buf();
+                let reference = WeightsReference { run, stage: id.to_string(), epoch: None };
+                Ok((Some(reference.load()?), Some(reference.stage)))
             }
             Source::External(index) => {
-                let reference = &self.classifiers[*index];
-                let weights = checkpoint::load_weights(reference.file())?;
+                let weights = self.classifiers[*index].load()?;
                 Ok((Some(weights), Some(self.recipe.cascade.classifier_from[*index].to_string())))
             }
         }

@@ -44,6 +44,7 @@ impl<T: Task> StageRun<'_, T> {
             seed: stage.reinit_seed.unwrap_or(self.start.seeds.init),
             epochs: self.position.epochs_done,
             best_epoch: self.position.best.as_ref().map_or(0, |best| best.epoch),
+            best_sha256: Some(best.checksum().0),
             criterion: criterion_name(criterion).into(),
             criterion_value: criterion_value(criterion, &valid.scores),
             samples: valid.transcripts.iter().take(SAMPLES).cloned().collect(),
