@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{EpochRecord, RunResult};
+use super::summary;
 use crate::error::{Error, Result};
 use crate::files::{self, Lock, create_folder, write_atomically, write_bytes, write_error};
 
@@ -39,6 +40,9 @@ const LOCK: &str = ".lock";
 /// Keys that may differ when a run goes on: they say how long to train and what to write, not what is computed.
 const MAY_CHANGE: [&str; 4] =
     ["training.max_epochs", "training.patience", "training.save_minutes", "training.tensorboard"];
+
+/// Those of them that say when a stage is over.
+const HOW_LONG: [&str; 2] = ["training.max_epochs", "training.patience"];
 
 /// What a run writes before its first epoch. `recipe` has every key filled in.
 #[derive(Debug, Clone, Copy, Default)]
@@ -208,11 +212,11 @@ impl RunFolder {
     }
 
     /// Checks that `recipe` (every key filled in) is the run's own, and takes over the keys that may change
-    /// (`training.max_epochs`, `patience`, `save_minutes`, `tensorboard`).
+    /// (`training.max_epochs`, `patience`, `save_minutes`, `tensorboard`). Gives what is to be said about it, if anything.
     ///
     /// # Errors
     /// Lists the other keys that differ, with both values.
-    pub fn adopt_recipe(&self, recipe: &str) -> Result<()> {
+    pub fn adopt_recipe(&self, recipe: &str) -> Result<Option<String>> {
         let path = self.path.join(RECIPE);
         let own = self.recipe()?;
         let parse = |text: &str, whose: &str| {
@@ -232,7 +236,12 @@ impl RunFolder {
             let problem = format!("the run was started with another recipe; these keys differ: {}", refused.join(", "));
             return Err(Error::file(&path, problem).remedy("Undo these changes, or start a new run: --out FOLDER"));
         }
-        if own != recipe { write_bytes(&path, recipe) } else { Ok(()) }
+        if own != recipe {
+            write_bytes(&path, recipe)?;
+        }
+        let is_of_other_length = HOW_LONG.iter().any(|&key| before.get(key) != now.get(key));
+        let result = self.read_result()?.filter(|_| is_of_other_length);
+        Ok(result.and_then(|result| summary::kept_epochs(&result.stages)))
     }
 
     /// The folder of the stage `id`, created if it is not there.

@@ -116,7 +116,7 @@ fn another_recipe_is_refused_with_the_keys_that_differ() {
     assert!(error.contains("model.kind (run: not set, now: \"blstm-ctc\")"), "{error}");
     assert_eq!(run.recipe().unwrap(), RECIPE_TEXT);
     let longer = RECIPE_TEXT.replace("max_epochs = 3", "max_epochs = 30");
-    run.adopt_recipe(&longer).unwrap();
+    assert_eq!(run.adopt_recipe(&longer).unwrap(), None);
     assert_eq!(run.recipe().unwrap(), longer);
 }
 
