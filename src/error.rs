@@ -37,7 +37,7 @@ pub struct Error {
     pub subject: Subject,
     pub problem: String,
     pub remedy: Option<String>,
-    /// True if the work was stopped by a signal: the process then ends with that signal's exit code.
+    /// The signal that stopped the work, if one did: the process then ends with that signal's exit code.
     pub interrupted_by: Option<i32>,
 }
 

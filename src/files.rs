@@ -27,6 +27,7 @@ const WRITE_BUFFER: usize = 1 << 18;
 #[cfg_attr(not(test), allow(dead_code, reason = "only the tests' fault layer reads what an operation works on"))]
 pub(crate) enum Operation<'a> {
     Create(&'a Path),
+    CreateFolder(&'a Path),
     Write(&'a Path, &'a [u8]),
     SyncFile(&'a Path),
     Rename(&'a Path, &'a Path),
@@ -280,11 +281,23 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// Creates a folder and those above it, durably.
 pub fn create_folder(path: &Path) -> Result<()> {
+    create_levels(path).map_err(|error| write_error(path, &error))
+}
+
+/// A folder's name lies in the one above it, so each level is synced there.
+fn create_levels(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(path).map_err(|error| write_error(path, &error))?;
-    sync_folder(folder_of(path)).map_err(|error| write_error(path, &error))
+    let above = folder_of(path);
+    if above != path {
+        create_levels(above)?;
+    }
+    match perform(Operation::CreateFolder(path), || fs::create_dir(path)) {
+        // Another process may have made it in this instant.
+        Err(error) if error.kind() != ErrorKind::AlreadyExists || !path.is_dir() => Err(error),
+        _ => sync_folder(above),
+    }
 }
 
 /// The folder in which `path` stands; `.` for a bare name.

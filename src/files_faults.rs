@@ -16,6 +16,7 @@ const CRASH: &str = "the process ends here (a test's fault)";
 #[derive(Debug, Clone)]
 pub(crate) enum Happened {
     Create(PathBuf),
+    CreateFolder(PathBuf),
     Write(PathBuf, Vec<u8>),
     SyncFile(PathBuf),
     Rename(PathBuf, PathBuf),
@@ -77,6 +78,7 @@ impl Plan {
         }
         self.trace.push(match *operation {
             Operation::Create(path) => Happened::Create(path.into()),
+            Operation::CreateFolder(path) => Happened::CreateFolder(path.into()),
             Operation::Write(path, bytes) => Happened::Write(path.into(), bytes.into()),
             Operation::SyncFile(path) => Happened::SyncFile(path.into()),
             Operation::Rename(from, to) => Happened::Rename(from.into(), to.into()),
@@ -115,6 +117,7 @@ impl Disk {
 
     pub(crate) fn apply(&mut self, happened: &Happened) {
         match happened {
+            Happened::CreateFolder(path) => panic!("{} is a folder within the one that is looked at", path.display()),
             Happened::Create(path) => {
                 self.files.push(Default::default());
                 self.change(vec![(path.clone(), Some(self.files.len() - 1))]);

@@ -119,6 +119,31 @@ fn a_folder_or_file_in_the_way_is_an_error_with_a_remedy() {
 }
 
 #[test]
+fn every_level_of_a_new_folder_is_durable_before_the_next_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("runs/an4/joint");
+    let (created, trace) = faults::with_crash(None, || create_folder(&path));
+    created.unwrap();
+    let trace: Vec<String> = trace
+        .iter()
+        .map(|happened| match happened {
+            faults::Happened::CreateFolder(path) => path.strip_prefix(folder.path()).unwrap().display().to_string(),
+            faults::Happened::SyncFolder => "sync".to_string(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(trace, ["runs", "sync", "runs/an4", "sync", "runs/an4/joint", "sync"]);
+    // Whatever a crash leaves, the next try completes.
+    for crash_before in 0..6 {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runs/an4/joint");
+        assert!(faults::with_crash(Some(crash_before), || create_folder(&path)).0.is_err());
+        create_folder(&path).unwrap();
+        assert!(path.is_dir());
+    }
+}
+
+#[test]
 fn an_unwritable_folder_is_an_error_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();

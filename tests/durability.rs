@@ -124,6 +124,17 @@ fn resume_gives_the_same_bits() {
     stopped_and_resumed(MOMENTUM, &[2, 4], &uninterrupted("uninterrupted-momentum", MOMENTUM));
 }
 
+/// So slow that the second stage is no better than the first: what is tried then is in no outline of the search.
+const CUT_SEARCH: &[&str] = &[r#"cascade.strategy="cut-search""#, r#"optimizer={kind="sgd",learning_rate=1e-9}"#];
+
+#[test]
+fn a_cut_search_that_was_stopped_in_a_retry_keeps_its_epochs() {
+    let reference = uninterrupted("uninterrupted-cut-search", CUT_SEARCH);
+    assert_eq!(stages(&reference), ["joint", "1-2", "2-1"]);
+    // Three epochs a stage: in the second and in the third of the retry.
+    stopped_and_resumed(CUT_SEARCH, &[7, 8], &reference);
+}
+
 /// Noam's schedule, dropout, and two batches an update: a stop between them goes on from the first.
 const TRANSFORMER: &[&str] = &[
     r#"model={kind="transformer",encoder_layers=1,decoder_layers=1,units=8,heads=2,feedforward=16,attention_dropout=0.1}"#,
@@ -330,6 +341,42 @@ fn a_run_is_never_overwritten_nor_continued_with_another_recipe() {
     // A finished run that is resumed is finished, and how long to train may change.
     assert_eq!(run_to_end(resumed(train(&run, &own), true)).code, Some(0));
     assert!(outcome(&run) == before, "a refused or finished run has changed");
+    // That it changes nothing about what is finished is said.
+    let longer = run_to_end(resumed(train(&run, &["training.max_epochs=200"]), true));
+    assert_eq!(longer.code, Some(0), "{}", longer.errors);
+    assert!(longer.errors.contains("finished stages keep their epochs: joint (2)"), "{}", longer.errors);
+    assert!(outcome(&run) == before, "a finished stage has changed");
+}
+
+#[test]
+fn a_classifier_that_changed_while_the_stage_below_it_stood_still_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, run) = (folder.path().join("source"), folder.path().join("run"));
+    copy_folder(trained(), &source);
+    // As in a run that is still in that stage.
+    fs::remove_file(source.join("result.json")).unwrap();
+    let from = format!("cascade={{strategy=\"greedy\",classifier_from={:?}}}", source.join("joint").to_str().unwrap());
+    let mut child = train(&run, &[&from, FOREVER]).spawn().unwrap();
+    assert!(wait_until(&mut child, || !log(&run).is_empty()));
+    send(&child, libc::SIGTERM);
+    assert_eq!(end(child).code, Some(143));
+
+    let best = source.join("joint/best.safetensors");
+    let mut other = fs::read(&best).unwrap();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&best, other).unwrap();
+    let epochs = format!("training.max_epochs={}", log(&run).len() + 1);
+    let resume = || run_to_end(resumed(train(&run, &[&from, &epochs]), true));
+    let refused = resume();
+    assert_eq!(refused.code, Some(1));
+    let state = run.join("1-2/state.json");
+    for part in [best.to_str().unwrap(), "the classifier that the stage 1-2 began with", state.to_str().unwrap()] {
+        assert!(refused.errors.contains(part), "{part} is not in: {}", refused.errors);
+    }
+    // The remedy works.
+    fs::remove_file(state).unwrap();
+    let ended = resume();
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
 }
 
 #[test]

@@ -155,6 +155,24 @@ fn a_classifier_comes_from_another_run_and_must_fit() {
 }
 
 #[test]
+fn weights_below_a_classifier_are_evaluated_by_recipe_as_their_run_evaluates_them() {
+    let tiny = Tiny::new();
+    tiny.train("first", &["training.max_epochs=1"]);
+    // A list made from these letters would have one symbol less, and no statistics are those of the first run.
+    write_folder(&tiny.path("fewer"), 8, "abc", 2);
+    let from = "cascade={strategy=\"greedy\", classifier_from=\"first\"}";
+    tiny.train("second", &[from, "data.train=fewer", "data.cmvn=classifier", "training.max_epochs=1"]);
+    let scores = |weights: &[&str]| -> Value {
+        let ended = tiny.headfirst(&[&["evaluate", "--data", "valid", "--json"], weights].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+        serde_json::from_str(&ended.output).unwrap()
+    };
+    let of_run = scores(&["second/1-2"]);
+    let of_files = scores(&["--recipe", "second/recipe.toml", "--weights", "second/1-2/best.safetensors"]);
+    assert_eq!((&of_files["loss"], &of_files["cer"]), (&of_run["loss"], &of_run["cer"]));
+}
+
+#[test]
 fn several_seeds_are_several_cascades() {
     let tiny = Tiny::new();
     let run = tiny.train("run", &["seeds=[1, 2]", "cascade.strategy=freeze-bottom"]);

@@ -74,8 +74,7 @@ pub fn write_features(
         }
         progress.advance(part.len());
     }
-    writer.finish()?;
-    extractor.options().write(folder.join("features.toml"))?;
+    writer.finish_with(&folder.join("features.toml"), &extractor.options().to_toml()?)?;
     let (utterances, dimension) = (recordings.len(), extractor.dimension());
     progress.finish(&format!("{utterances} utterances, {frames} frames of {dimension} features"));
     Ok(())

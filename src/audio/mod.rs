@@ -6,6 +6,7 @@
 //! | `sphere`, `containers` | NIST SPHERE; WAV and FLAC |
 //! | `resample` | another sample rate |
 //! | `options` | [`FeatureOptions`]: the `[features]` of a recipe, `features.toml`, the options of `data-tools` |
+//! | `difference` | in which option two sets of them differ |
 //! | `validation` | which values of them are possible |
 //! | `window` | frames: how many, where they begin, their window |
 //! | `fbank` | log mel energies |
@@ -15,6 +16,7 @@
 //! | `synthesis/` | a spoken corpus made by a machine, for the demo |
 
 pub mod containers;
+mod difference;
 pub mod fbank;
 pub mod features;
 pub mod options;

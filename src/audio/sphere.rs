@@ -132,6 +132,13 @@ pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Interleaved> {
     if !(1..=MOST_CHANNELS).contains(&channels) {
         return Err(broken(path, format!("the SPHERE header says channel_count = {channels}")));
     }
+    let order = header.fields.get("channels_interleaved").copied().unwrap_or("TRUE");
+    if channels > 1 && order.eq_ignore_ascii_case("false") {
+        let problem = format!("its {channels} channels stand one behind the other (channels_interleaved is {order})");
+        return Err(Error::file(path, problem).remedy(
+            "Write each channel to a file of its own, for example with sph2pipe or sox, and listen to the result",
+        ));
+    }
     let data = &bytes[header.length..];
     let frame_bytes = coding.bytes() * channels;
     let present = data.len() / frame_bytes;
@@ -191,6 +198,21 @@ mod tests {
         let fields = ["sample_rate -i 8000", "sample_n_bytes -i 1", "sample_coding -s4 ulaw", "channel_count -i 1"];
         let audio = read(&fields, &[0xff, 0x7f, 0x80, 0x00, 0xfe, 0xef]).unwrap();
         assert_eq!(audio.samples, [0.0, 0.0, 32124.0, -32124.0, 8.0, 132.0]);
+    }
+
+    #[test]
+    fn channels_that_are_not_interleaved_are_an_error_rather_than_mixed_up() {
+        let fields = |channels: &'static str, order: &'static str| {
+            ["sample_rate -i 8000", "sample_n_bytes -i 1", "sample_coding -s4 ulaw", channels, order]
+        };
+        let text = error(&fields("channel_count -i 2", "channels_interleaved -s5 FALSE"), &[0xff; 4]);
+        assert!(text.contains("channels_interleaved is FALSE") && text.contains("sph2pipe"), "{text}");
+        for (channels, order) in [
+            ("channel_count -i 2", "channels_interleaved -s4 TRUE"),
+            ("channel_count -i 1", "channels_interleaved -s5 FALSE"),
+        ] {
+            assert_eq!(read(&fields(channels, order), &[0xff; 4]).unwrap().samples, [0.0; 4]);
+        }
     }
 
     #[test]

@@ -39,14 +39,16 @@ impl Train {
         let recipe = Recipe::load(&self.recipe, &self.set)?;
         let device = common.open_device()?;
         let path = self.out.unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+        let progress = RefCell::new(Progress::new(Mode::choose(common.quiet)));
         let folder = if self.resume {
             let folder = RunFolder::resume(&path)?;
-            folder.adopt_recipe(&recipe.filled()?)?;
+            if let Some(note) = folder.adopt_recipe(&recipe.filled()?)? {
+                progress.borrow_mut().message(&note);
+            }
             folder
         } else {
             RunFolder::create(&path)?
         };
-        let progress = RefCell::new(Progress::new(Mode::choose(common.quiet)));
         let result = run::train(&recipe, &folder, &device, &progress, StopRequest::watch)?;
         if common.quiet {
             return Ok(());

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::data::ark::FeatureArchive;
 use crate::data::table::{Row, read_index, read_table};
 use crate::error::{Error, Result};
+use crate::score::trn;
 
 /// One utterance of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +41,8 @@ impl DataFolder {
     /// Reads the tables of a folder; features and audio stay where they are.
     ///
     /// # Errors
-    /// Those of [`read_table`] and [`read_index`]; a missing file; an empty folder; ids that one file has and another lacks.
+    /// Those of [`read_table`] and [`read_index`]; a missing file; an empty folder; ids that one file has and another lacks, or that cannot stand
+    /// behind a transcript in a trn file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if !path.is_dir() {
@@ -57,6 +59,7 @@ impl DataFolder {
                 .remedy("Write it with a line \"id transcript\" for each utterance"));
         }
         let mut transcripts = read_table(&text)?;
+        check_ids(&text, &transcripts)?;
         transcripts.sort_by(|a, b| a.id.cmp(&b.id));
 
         let source = if features.exists() {
@@ -85,6 +88,19 @@ impl DataFolder {
 
     pub fn transcripts(&self) -> impl Iterator<Item = &str> {
         self.utterances.iter().map(|utterance| utterance.transcript.as_str())
+    }
+}
+
+/// Transcripts are written as trn files, at the end of a stage: what those cannot hold is better said before its first epoch.
+fn check_ids(text: &Path, transcripts: &[Row]) -> Result<()> {
+    match transcripts.iter().find(|row| !trn::can_hold(&row.id)) {
+        None => Ok(()),
+        Some(row) => Err(Error::line(
+            text,
+            row.line,
+            format!("the id {:?} has a parenthesis, a control character or a space that is not ASCII, which a trn file cannot hold", row.id),
+        )
+        .remedy("Rename the utterance in every file of the folder")),
     }
 }
 

@@ -33,6 +33,12 @@ pub struct Line<'a> {
     pub text: &'a str,
 }
 
+/// True if a `trn` file can hold this utterance id.
+pub fn can_hold(id: &str) -> bool {
+    let unfit = |c: char| c.is_whitespace() || c.is_control() || c == '(' || c == ')';
+    !id.is_empty() && !id.contains(unfit)
+}
+
 /// The contents of a `trn` file.
 ///
 /// # Errors
@@ -40,8 +46,7 @@ pub struct Line<'a> {
 pub fn render<'a>(lines: impl IntoIterator<Item = Line<'a>>, unit: Unit) -> Result<String> {
     let mut contents = String::new();
     for Line { utterance, text } in lines {
-        let unfit = |c: char| c.is_whitespace() || c.is_control() || c == '(' || c == ')';
-        if utterance.is_empty() || utterance.contains(unfit) {
+        if !can_hold(utterance) {
             return Err(Error::utterance(
                 utterance,
                 "its id is empty or has white space or parentheses, which a trn file cannot hold",

@@ -80,10 +80,7 @@ fn open_training_set(
         None => token_list(data, &folder)?,
     };
     tokens.keep_whole(&data.non_linguistic);
-    let features = match frontend.as_ref().and_then(|frontend| frontend.features.clone()) {
-        Some(features) => Some(features),
-        None => feature_options(recipe, &folder)?,
-    };
+    let features = feature_options(recipe, &folder, frontend.as_ref().and_then(|frontend| frontend.features.as_ref()))?;
     let extractor = extractor(features.as_ref(), &folder)?;
     // The rate of the recordings is the model's from now on: others are resampled.
     let features = extractor.as_ref().map(FeatureExtractor::options).or(features);
@@ -122,20 +119,26 @@ fn token_list(data: &recipe::Data, folder: &DataFolder) -> Result<TokenList> {
 }
 
 impl Frontend {
-    /// As a training with this recipe would find it.
+    /// As a training with this recipe would find it; `frontend` and the other arguments are those of [`Corpus::open`].
     ///
     /// # Errors
     /// Those of [`Corpus::open`] about the training set.
-    pub fn of_recipe(recipe: &Recipe, mode: Mode) -> Result<Self> {
-        open_training_set(recipe, None, false, mode).map(|(_, frontend)| frontend)
+    pub fn of_recipe(
+        recipe: &Recipe,
+        frontend: Option<Frontend>,
+        keep_normalization: bool,
+        mode: Mode,
+    ) -> Result<Self> {
+        open_training_set(recipe, frontend, keep_normalization, mode).map(|(_, frontend)| frontend)
     }
 
     /// Opens a data folder as the model needs it.
     ///
     /// # Errors
-    /// Those of [`DataFolder::open`] and [`SpeechData::open`].
+    /// Those of [`DataFolder::open`] and [`SpeechData::open`]; features that were made otherwise than those the model is trained on.
     pub fn open_set(&self, path: &Path, mode: Mode) -> Result<SpeechData> {
         let folder = DataFolder::open(path)?;
+        check_made_alike(&folder, self.features.as_ref())?;
         let extractor = extractor(self.features.as_ref(), &folder)?;
         let mut data = open_set(folder, &self.tokens, None, extractor.as_ref(), mode, |_| 1.0)?;
         data.normalize(self.normalization.clone())?;
@@ -187,27 +190,50 @@ fn subset(subset: &recipe::Subset) -> Option<Subset> {
     (!all).then_some(Subset { fraction, seed, nested, complement_of })
 }
 
-/// From the `features.toml` beside the features, if it is there; else from the recipe, whose folder then has audio.
-fn feature_options(recipe: &Recipe, folder: &DataFolder) -> Result<Option<FeatureOptions>> {
+/// Those of the model, if it brings any (`of_model`); else from the `features.toml` beside the features, if it is there; else from the recipe, whose folder
+/// then has audio. Whichever it is, the other two may not say otherwise.
+fn feature_options(
+    recipe: &Recipe,
+    folder: &DataFolder,
+    of_model: Option<&FeatureOptions>,
+) -> Result<Option<FeatureOptions>> {
+    // A misspelt key is one, whatever is taken.
+    let given: FeatureOptions = recipe.features_as()?;
+    check_made_alike(folder, of_model)?;
     let path = folder.path.join(run_folder::FEATURES);
-    let is_given = !recipe.features.is_empty();
-    if !path.is_file() {
-        let is_audio = matches!(folder.source, Source::Audio(_));
-        return if is_given || is_audio { recipe.features_as().map(Some) } else { Ok(None) };
-    }
-    let made_with = FeatureOptions::read(&path)?;
-    if is_given {
-        let text = made_with.to_toml()?;
-        let found: toml::Table = toml::from_str(&text).map_err(|error| Error::file(&path, error.to_string()))?;
-        for (key, value) in &recipe.features {
-            if found.get(key).is_some_and(|found| found != value) {
-                let problem = format!("is {value} in the recipe, but {} says {}", path.display(), found[key]);
-                return Err(Error::key(format!("features.{key}"), problem)
-                    .remedy("Leave [features] out, or compute the features again with data-tools features"));
-            }
+    let (mut options, source) = match of_model {
+        Some(options) => (options.clone(), "the model's features have".to_string()),
+        None if path.is_file() => (FeatureOptions::read(&path)?, format!("{} says", path.display())),
+        None => {
+            let is_audio = matches!(folder.source, Source::Audio(_));
+            return Ok((is_audio || !recipe.features.is_empty()).then_some(given));
+        }
+    };
+    let (ours, theirs) = (given.table()?, options.table()?);
+    for key in recipe.features.keys() {
+        if let (Some(value), Some(found)) = (ours.get(key), theirs.get(key))
+            && value != found
+        {
+            let problem = format!("is {value} in the recipe, but {source} {found}");
+            return Err(Error::key(format!("features.{key}"), problem)
+                .remedy("Leave [features] out, or compute the features again with data-tools features"));
         }
     }
-    Ok(Some(made_with))
+    options.sample_frequency = options.sample_frequency.or(given.sample_frequency);
+    Ok(Some(options))
+}
+
+/// Features that were computed before must be those that the model takes, as far as both are known.
+fn check_made_alike(folder: &DataFolder, of_model: Option<&FeatureOptions>) -> Result<()> {
+    let path = folder.path.join(run_folder::FEATURES);
+    let (Some(of_model), Source::Features(_), true) = (of_model, &folder.source, path.is_file()) else {
+        return Ok(());
+    };
+    let Some((key, found, expected)) = FeatureOptions::read(&path)?.difference(of_model)? else { return Ok(()) };
+    let problem =
+        format!("says {key} = {found}, but the features that the model is trained on have {key} = {expected}");
+    Err(Error::file(&path, problem)
+        .remedy("Compute the features beside it again, with data-tools features and the options of the training set"))
 }
 
 /// For a folder of recordings.

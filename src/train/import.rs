@@ -7,8 +7,7 @@
 use crate::error::{Error, Result};
 use crate::models::Network;
 use crate::recipe::Recipe;
-use crate::train::prepare::language_model;
-use crate::train::text_corpus::vocabulary_of;
+use crate::train::prepare::{language_model, vocabulary_of_recipe};
 use crate::train::weights::{NamedTensor, Weights, load_weights, save_weights};
 use std::path::Path;
 
@@ -18,7 +17,7 @@ use std::path::Path;
 /// A file that cannot be read or written; a tensor that is missing or has another shape; tied weights that differ.
 pub fn import(weights: &Path, recipe: &Path, out: &Path) -> Result<()> {
     let recipe = Recipe::load(recipe, &[])?;
-    let model = language_model(&recipe, vocabulary_of(&recipe.data)?.len())?;
+    let model = language_model(&recipe, vocabulary_of_recipe(&recipe)?.len())?;
     let weights = load_weights(weights)?;
     let specs = &model.structure().specs;
     let mut values = Vec::with_capacity(specs.len());

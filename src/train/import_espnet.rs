@@ -15,9 +15,8 @@
 use crate::error::{Error, Result};
 use crate::models::Network;
 use crate::recipe::{Model, Recipe};
-use crate::train::corpus::Frontend;
 use crate::train::loaded::inputs_of;
-use crate::train::prepare::model_of_sizes;
+use crate::train::prepare::{frontend_of_recipe, model_of_sizes};
 use crate::train::progress::Mode;
 use crate::train::weights::{NamedTensor, load_weights, save_weights};
 use std::collections::BTreeMap;
@@ -45,7 +44,7 @@ pub fn import(weights: &Path, recipe: &Path, out: &Path, mode: Mode) -> Result<u
             theirs.insert(ours, name);
         }
     }
-    let frontend = Frontend::of_recipe(&recipe, mode)?;
+    let frontend = frontend_of_recipe(&recipe, mode)?;
     let shape = |ours: &str| theirs.get(ours).and_then(|name| weights.shape(name));
     let inputs = inputs_of(&recipe, &frontend, weights.path(), shape)?;
     let model = model_of_sizes(&recipe, inputs, &frontend.tokens)?;

@@ -19,7 +19,7 @@ use crate::train::corpus::Frontend;
 use crate::train::evaluate::{Evaluated, evaluate};
 use crate::train::learner::{Batch, Learner};
 use crate::train::loaded_text::LoadedText;
-use crate::train::prepare::{model_of_sizes, recipe_of};
+use crate::train::prepare::{frontend_of_recipe, model_of_sizes, recipe_of};
 use crate::train::progress::{Counted, Mode};
 use crate::train::recognise::{Asked, Decoder, Speed, recognise, transcript_of};
 use crate::train::run_folder::RunFolder;
@@ -53,7 +53,7 @@ impl LoadedModel {
                 .remedy("Name a run of a speech recogniser; see headfirst generate for language models"));
         }
         let frontend = Frontend::of_run(&folder, &recipe)?;
-        let weights = load_weights(reference.file())?;
+        let weights = reference.load()?;
         Self::new(device, recipe, frontend, &weights)
     }
 
@@ -64,7 +64,7 @@ impl LoadedModel {
     /// If the recipe's data cannot be read, or the weights are of another model.
     pub fn of_files(device: &Device, recipe: &Path, weights: &Path, mode: Mode) -> Result<Self> {
         let recipe = Recipe::load(recipe, &[])?;
-        let frontend = Frontend::of_recipe(&recipe, mode)?;
+        let frontend = frontend_of_recipe(&recipe, mode)?;
         Self::new(device, recipe, frontend, &load_weights(weights)?)
     }
 

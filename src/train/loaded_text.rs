@@ -15,11 +15,11 @@ use crate::score::perplexity::{bits_per_character, perplexity};
 use crate::train::checkpoint::load_weights;
 use crate::train::learner::Learner;
 use crate::train::number;
-use crate::train::prepare::{language_model, recipe_of, vocabulary_of_run};
+use crate::train::prepare::{language_model, recipe_of, vocabulary_of_recipe, vocabulary_of_run};
 use crate::train::progress::{Counted, Mode};
 use crate::train::run_folder::RunFolder;
 use crate::train::stage::update_options;
-use crate::train::text_corpus::{score_sentences, score_streams, vocabulary_of};
+use crate::train::text_corpus::{score_sentences, score_streams};
 use crate::train::text_learner::Carried;
 use crate::train::weights::Weights;
 use crate::train::weights_reference::parse_reference;
@@ -82,7 +82,7 @@ impl LoadedText {
         let folder = RunFolder::open(&reference.run)?;
         let recipe = recipe_of(&folder)?;
         let vocabulary = vocabulary_of_run(&folder, &recipe)?;
-        Self::new(device, recipe, vocabulary, &load_weights(reference.file())?)
+        Self::new(device, recipe, vocabulary, &reference.load()?)
     }
 
     /// Weights from a file, in the model that a recipe describes, with the token list that a training with it would take.
@@ -91,7 +91,7 @@ impl LoadedText {
     /// If the recipe's list cannot be had, or the weights are of another model.
     pub fn of_files(device: &Device, recipe: &Path, weights: &Path) -> Result<Self> {
         let recipe = Recipe::load(recipe, &[])?;
-        let vocabulary = vocabulary_of(&recipe.data)?;
+        let vocabulary = vocabulary_of_recipe(&recipe)?;
         Self::new(device, recipe, vocabulary, &load_weights(weights)?)
     }
 

@@ -44,6 +44,9 @@ pub struct Position {
     pub arena: u64,
     /// Training and validation, since the stage began.
     pub seconds: f64,
+    /// The SHA-256 checksum of the file that the frozen groups are from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classifier: Option<String>,
     /// On a GPU: who multiplied matrices, and how.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub products: Option<Products>,

@@ -18,7 +18,6 @@ use crate::models::recogniser::Recogniser;
 use crate::models::transformer::{self, Transformer};
 use crate::ops::dropout::Sharing;
 use crate::recipe::{self, DataKind, Model, Precision, Recipe};
-use crate::train::checkpoint;
 use crate::train::corpus::{Corpus, Frontend};
 use crate::train::progress::Mode;
 use crate::train::run_folder::{self, RunFolder};
@@ -51,22 +50,7 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mo
         let task = prepare_text(recipe, resumed, &classifiers)?;
         return Ok(Prepared { task: AnyTask::Text(task), classifiers });
     }
-    let (frontend, keep_normalization) = match (resumed, classifiers.first()) {
-        (Some(folder), _) => (Some(Frontend::of_run(folder, recipe)?), true),
-        (None, Some(classifier)) => {
-            let other = RunFolder::open(&classifier.run)?;
-            let theirs = recipe_of(&other)?;
-            check_token_kind(recipe, &theirs, classifier)?;
-            let frontend = Frontend::of_run(&other, &theirs)?;
-            check_token_list(recipe, classifier, &frontend.tokens)?;
-            (Some(frontend), recipe.data.cmvn == recipe::Cmvn::Classifier)
-        }
-        (None, None) => (None, false),
-    };
-    if recipe.data.cmvn == recipe::Cmvn::Classifier && frontend.as_ref().is_some_and(|other| other.cmvn().is_none()) {
-        let problem = "is \"classifier\", but the classifier's run has no statistics over its training set";
-        return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
-    }
+    let (frontend, keep_normalization) = frontend_from(recipe, resumed, &classifiers)?;
     let corpus = Corpus::open(recipe, frontend, keep_normalization, mode)?;
     let model = model_of_sizes(recipe, corpus.train.dimension(), &corpus.frontend.tokens)?;
     let model = with_unigrams(model, &corpus.train);
@@ -79,15 +63,67 @@ pub fn prepare(recipe: &Recipe, device: &Device, resumed: Option<&RunFolder>, mo
     Ok(Prepared { task: AnyTask::Speech(SpeechTask { corpus, model: Box::new(model) }), classifiers })
 }
 
-fn prepare_text(recipe: &Recipe, resumed: Option<&RunFolder>, classifiers: &[WeightsReference]) -> Result<TextTask> {
-    let vocabulary = match (resumed, classifiers.first()) {
-        (Some(folder), _) => vocabulary_of_run(folder, recipe)?,
+/// What the run that goes on, or else the first classifier's run, brings to the model; and whether its normalisation stays.
+fn frontend_from(
+    recipe: &Recipe,
+    resumed: Option<&RunFolder>,
+    classifiers: &[WeightsReference],
+) -> Result<(Option<Frontend>, bool)> {
+    let takes_theirs = recipe.data.cmvn == recipe::Cmvn::Classifier;
+    let (frontend, keep_normalization) = match (resumed, classifiers.first()) {
+        (Some(folder), _) => (Frontend::of_run(folder, recipe)?, true),
         (None, Some(classifier)) => {
             let other = RunFolder::open(&classifier.run)?;
-            vocabulary_of_run(&other, &recipe_of(&other)?)?
+            let theirs = recipe_of(&other)?;
+            check_token_kind(recipe, &theirs, classifier)?;
+            let frontend = Frontend::of_run(&other, &theirs)?;
+            check_token_list(recipe, classifier, &frontend.tokens)?;
+            (frontend, takes_theirs)
         }
-        (None, None) => vocabulary_of(&recipe.data)?,
+        (None, None) => return Ok((None, false)),
     };
+    if takes_theirs && frontend.cmvn().is_none() {
+        let problem = "is \"classifier\", but the classifier's run has no statistics over its training set";
+        return Err(Error::key("data.cmvn", problem).remedy("Use \"utterance\" or \"none\", as that run does"));
+    }
+    Ok((Some(frontend), keep_normalization))
+}
+
+/// Tokens, normalisation and feature options as a new training with this recipe would have them: those of its classifier's run, where the
+/// recipe names one.
+///
+/// # Errors
+/// A classifier's run that is missing or does not fit; data that cannot be read.
+pub fn frontend_of_recipe(recipe: &Recipe, mode: Mode) -> Result<Frontend> {
+    let (frontend, keep_normalization) = frontend_from(recipe, None, &classifiers(recipe)?)?;
+    Frontend::of_recipe(recipe, frontend, keep_normalization, mode)
+}
+
+/// The token list that a new training of a language model with this recipe would have: that of its classifier's run, where the recipe names one.
+///
+/// # Errors
+/// A classifier's run that is missing or is on speech; a list that cannot be had.
+pub fn vocabulary_of_recipe(recipe: &Recipe) -> Result<Vocabulary> {
+    vocabulary_from(recipe, None, &classifiers(recipe)?)
+}
+
+fn vocabulary_from(
+    recipe: &Recipe,
+    resumed: Option<&RunFolder>,
+    classifiers: &[WeightsReference],
+) -> Result<Vocabulary> {
+    match (resumed, classifiers.first()) {
+        (Some(folder), _) => vocabulary_of_run(folder, recipe),
+        (None, Some(classifier)) => {
+            let other = RunFolder::open(&classifier.run)?;
+            vocabulary_of_run(&other, &recipe_of(&other)?)
+        }
+        (None, None) => vocabulary_of(&recipe.data),
+    }
+}
+
+fn prepare_text(recipe: &Recipe, resumed: Option<&RunFolder>, classifiers: &[WeightsReference]) -> Result<TextTask> {
+    let vocabulary = vocabulary_from(recipe, resumed, classifiers)?;
     let corpus = TextCorpus::open(recipe, vocabulary)?;
     let model = language_model(recipe, corpus.vocabulary.len())?;
     for classifier in classifiers {
@@ -303,7 +339,7 @@ fn check_same_tokens(reference: &WeightsReference, theirs: &[String], ours: &[St
 }
 
 fn check_shapes(reference: &WeightsReference, structure: &Structure, groups: usize) -> Result<()> {
-    let weights = checkpoint::load_weights(reference.file())?;
+    let weights = reference.load()?;
     let frozen = structure.groups.iter().rev().take(groups).flat_map(|group| group.parameters.clone());
     for spec in frozen.map(|index| &structure.specs[index]) {
         weights.get(&spec.name, &spec.shape)?;

@@ -114,6 +114,9 @@ pub struct StageResult {
     pub seed: u64,
     pub epochs: usize,
     pub best_epoch: usize,
+    /// The SHA-256 checksum of `best.safetensors`; versions before did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_sha256: Option<String>,
     /// On the validation set, with the best epoch's weights.
     pub valid: Scores,
     /// On the test set, if the recipe names one.

@@ -159,12 +159,12 @@ impl<'a> Run<'a> {
             known.insert(stage.stage.clone(), stage.epochs);
             checkpoint::remove_state(&self.folder.stage(&stage.stage).path)?;
         }
+        let results = self.results();
         for (_, plan) in &self.plans {
-            for stage in plan.outline() {
+            // Only what can be trained next can have been begun, which may be a retry that no outline of the plan has.
+            let Next::Ready(stages) = plan.next(&results) else { continue };
+            for stage in stages {
                 let id = stage.id.to_string();
-                if known.contains_key(&id) {
-                    continue;
-                }
                 let state = checkpoint::load_state::<crate::train::position::Position>(&self.folder.stage(&id).path)?;
                 known.insert(id, state.map_or(0, |state| state.rest.epochs_done));
             }
@@ -201,13 +201,12 @@ impl<'a> Run<'a> {
         match &stage.source {
             Source::Nothing => Ok((None, None)),
             Source::Stage(id) => {
-                let id = id.to_string();
-                let weights = checkpoint::load_weights(self.folder.stage(&id).best())?;
-                Ok((Some(weights), Some(id)))
+                let run = self.folder.path().to_path_buf();
+                let reference = WeightsReference { run, stage: id.to_string(), epoch: None };
+                Ok((Some(reference.load()?), Some(reference.stage)))
             }
             Source::External(index) => {
-                let reference = &self.classifiers[*index];
-                let weights = checkpoint::load_weights(reference.file())?;
+                let weights = self.classifiers[*index].load()?;
                 Ok((Some(weights), Some(self.recipe.cascade.classifier_from[*index].to_string())))
             }
         }

@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{EpochRecord, RunResult};
+use super::summary;
 use crate::error::{Error, Result};
 use crate::files::{self, Lock, create_folder, write_atomically, write_bytes, write_error};
 
@@ -39,6 +40,9 @@ const LOCK: &str = ".lock";
 /// Keys that may differ when a run goes on: they say how long to train and what to write, not what is computed.
 const MAY_CHANGE: [&str; 4] =
     ["training.max_epochs", "training.patience", "training.save_minutes", "training.tensorboard"];
+
+/// Those of them that say when a stage is over.
+const HOW_LONG: [&str; 2] = ["training.max_epochs", "training.patience"];
 
 /// What a run writes before its first epoch. `recipe` has every key filled in.
 #[derive(Debug, Clone, Copy, Default)]
@@ -177,12 +181,27 @@ impl RunFolder {
         self.path.join(REPORT)
     }
 
-    /// Writes the start files, the recipe last: from then on the folder is a run.
+    /// Writes the start files, the recipe last: from then on the folder is a run. What a killed start left and this one does not have is
+    /// removed: it would be taken for this run's.
     pub fn write_start(&self, start: &StartFiles) -> Result<()> {
-        for (name, content) in [(TOKENS, start.tokens), (FEATURES, start.features), (PIECES, start.pieces)] {
-            content.map_or(Ok(()), |text| write_bytes(self.path.join(name), text))?;
+        let optional = [
+            (TOKENS, start.tokens.map(str::as_bytes)),
+            (FEATURES, start.features.map(str::as_bytes)),
+            (PIECES, start.pieces.map(str::as_bytes)),
+            (CMVN, start.cmvn),
+        ];
+        for (name, content) in optional {
+            let path = self.path.join(name);
+            match content {
+                Some(bytes) => write_bytes(path, bytes)?,
+                None if path.exists() => {
+                    // Durable before the recipe is there.
+                    let removed = files::remove_file(&path).and_then(|()| files::sync_folder(&self.path));
+                    removed.map_err(|error| Error::io(&path, "be removed", &error))?;
+                }
+                None => {}
+            }
         }
-        start.cmvn.map_or(Ok(()), |bytes| write_bytes(self.path.join(CMVN), bytes))?;
         write_bytes(self.path.join(RECIPE), start.recipe)
     }
 
@@ -193,11 +212,11 @@ impl RunFolder {
     }
 
     /// Checks that `recipe` (every key filled in) is the run's own, and takes over the keys that may change
-    /// (`training.max_epochs`, `patience`, `save_minutes`, `tensorboard`).
+    /// (`training.max_epochs`, `patience`, `save_minutes`, `tensorboard`). Gives what is to be said about it, if anything.
     ///
     /// # Errors
     /// Lists the other keys that differ, with both values.
-    pub fn adopt_recipe(&self, recipe: &str) -> Result<()> {
+    pub fn adopt_recipe(&self, recipe: &str) -> Result<Option<String>> {
         let path = self.path.join(RECIPE);
         let own = self.recipe()?;
         let parse = |text: &str, whose: &str| {
@@ -217,7 +236,12 @@ impl RunFolder {
             let problem = format!("the run was started with another recipe; these keys differ: {}", refused.join(", "));
             return Err(Error::file(&path, problem).remedy("Undo these changes, or start a new run: --out FOLDER"));
         }
-        if own != recipe { write_bytes(&path, recipe) } else { Ok(()) }
+        if own != recipe {
+            write_bytes(&path, recipe)?;
+        }
+        let is_of_other_length = HOW_LONG.iter().any(|&key| before.get(key) != now.get(key));
+        let result = self.read_result()?.filter(|_| is_of_other_length);
+        Ok(result.and_then(|result| summary::kept_epochs(&result.stages)))
     }
 
     /// The folder of the stage `id`, created if it is not there.
@@ -239,19 +263,10 @@ impl RunFolder {
         folders.filter(|(_, path)| has_weights(&StageFolder { path: path.clone() })).map(|(id, _)| id).collect()
     }
 
-    /// The folders within the run, two levels deep (an id may be `seed-2/joint`), each with its path from the run.
+    /// The folders in the run, each with its name, which is a stage's id; sorted.
     fn folders_below(&self) -> Vec<(String, PathBuf)> {
-        let mut found = Vec::new();
-        for name in names_in(&self.path) {
-            let folder = self.path.join(&name);
-            let below = names_in(&folder).into_iter().map(|inner| (format!("{name}/{inner}"), folder.join(inner)));
-            found.extend(below.filter(|(_, path)| path.is_dir()));
-            if folder.is_dir() {
-                found.push((name, folder));
-            }
-        }
-        found.sort();
-        found
+        let folders = names_in(&self.path).into_iter().map(|name| (self.path.join(&name), name));
+        folders.filter(|(path, _)| path.is_dir()).map(|(path, name)| (name, path)).collect()
     }
 
     /// Adds a line to the log, durably. Call it before the epoch's state is saved: then the log knows at least what

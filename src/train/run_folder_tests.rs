@@ -62,6 +62,20 @@ fn another_folder_is_left_alone_but_a_start_that_was_killed_is_started_again() {
 }
 
 #[test]
+fn a_start_takes_nothing_over_from_one_that_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let killed = folder.path().join("run");
+    fs::create_dir(&killed).unwrap();
+    for name in [TOKENS, FEATURES, PIECES, CMVN] {
+        fs::write(killed.join(name), "of another recipe").unwrap();
+    }
+    // `started` writes neither feature options nor pieces.
+    let run = started(folder.path());
+    assert_eq!(names_in(run.path()), [LOCK, CMVN, RECIPE, TOKENS]);
+    assert_eq!(fs::read(run.path().join(CMVN)).unwrap(), b"BFM");
+}
+
+#[test]
 fn only_one_process_trains_in_a_folder_but_others_may_read() {
     let folder = tempfile::tempdir().unwrap();
     let run = started(folder.path());
@@ -102,7 +116,7 @@ fn another_recipe_is_refused_with_the_keys_that_differ() {
     assert!(error.contains("model.kind (run: not set, now: \"blstm-ctc\")"), "{error}");
     assert_eq!(run.recipe().unwrap(), RECIPE_TEXT);
     let longer = RECIPE_TEXT.replace("max_epochs = 3", "max_epochs = 30");
-    run.adopt_recipe(&longer).unwrap();
+    assert_eq!(run.adopt_recipe(&longer).unwrap(), None);
     assert_eq!(run.recipe().unwrap(), longer);
 }
 
@@ -161,14 +175,14 @@ fn a_damaged_line_within_the_log_is_named() {
 fn stages_and_kept_epochs_are_listed() {
     let folder = tempfile::tempdir().unwrap();
     let run = started(folder.path());
-    for stage in ["joint", "1-4", "empty", "seed-2/joint"] {
+    for stage in ["joint", "1-4", "empty", "joint.seed2"] {
         run.create_stage(stage).unwrap();
     }
     for path in [run.stage("joint").best(), run.stage("1-4").epoch(10), run.stage("1-4").epoch(9)] {
         fs::write(path, "").unwrap();
     }
-    fs::write(run.stage("seed-2/joint").best(), "").unwrap();
-    assert_eq!(run.stages(), ["1-4", "joint", "seed-2/joint"]);
+    fs::write(run.stage("joint.seed2").best(), "").unwrap();
+    assert_eq!(run.stages(), ["1-4", "joint", "joint.seed2"]);
     assert_eq!(run.stage("1-4").kept_epochs(), [9, 10]);
 }
 

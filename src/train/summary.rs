@@ -25,6 +25,13 @@ pub fn stage_summary(result: &StageResult) -> String {
     line
 }
 
+/// What a change of how long to train leaves as it is; `None` if no stage is finished.
+pub fn kept_epochs(finished: &[StageResult]) -> Option<String> {
+    let stages: Vec<_> = finished.iter().map(|stage| format!("{} ({})", stage.stage, stage.epochs)).collect();
+    let others = "training.max_epochs and training.patience are for the others";
+    (!stages.is_empty()).then(|| format!("finished stages keep their epochs: {}; {others}", stages.join(", ")))
+}
+
 /// The stages of a run as a table; below it, of several seeds, their mean and spread.
 pub fn stage_table(result: &RunResult) -> String {
     let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -87,6 +88,8 @@ pub struct Weights {
     map: Mmap,
     metadata: BTreeMap<String, String>,
     tensors: BTreeMap<String, Entry>,
+    /// Of the whole file, once it was asked for.
+    sha256: OnceLock<String>,
 }
 
 struct Entry {
@@ -124,7 +127,7 @@ pub fn load_weights(path: impl AsRef<Path>) -> Result<Weights> {
     });
     let tensors = tensors.collect();
     let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
-    Ok(Weights { path: path.to_path_buf(), map, metadata, tensors })
+    Ok(Weights { path: path.to_path_buf(), map, metadata, tensors, sha256: OnceLock::new() })
 }
 
 fn corrupt(path: &Path, error: &SafeTensorError) -> Error {
@@ -157,9 +160,9 @@ impl Weights {
         self.metadata.get(key).map(String::as_str)
     }
 
-    /// The SHA-256 checksum of the whole file, and its length in bytes.
+    /// The SHA-256 checksum of the whole file, and its length in bytes. The file is read for it once.
     pub fn checksum(&self) -> (String, u64) {
-        (sha256(&self.map), self.map.len() as u64)
+        (self.sha256.get_or_init(|| sha256(&self.map)).clone(), self.map.len() as u64)
     }
 
     /// Checks that the file has exactly the tensors that a model expects.

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::run_folder::{RECIPE, RunFolder};
+use super::run_folder::{RECIPE, RESULT, RunFolder};
+use super::weights::{Weights, load_weights};
 use crate::error::{Error, Result};
 
 /// Weights of a run that are there.
@@ -24,6 +25,27 @@ impl WeightsReference {
         match self.epoch {
             None => stage.join("best.safetensors"),
             Some(epoch) => stage.join(format!("epoch-{epoch}.safetensors")),
+        }
+    }
+
+    /// Opens the weights. Those that a finished stage ended with are held against the checksum in the run's result.
+    ///
+    /// # Errors
+    /// Those of [`load_weights`]; weights that are no longer what the stage ended with.
+    pub fn load(&self) -> Result<Weights> {
+        // Before the weights: a stage that ends in between replaces them once more, and then writes its result.
+        let result = RunFolder::open(&self.run)?.read_result()?;
+        let weights = load_weights(self.file())?;
+        let mut stages = result.iter().flat_map(|result| &result.stages);
+        let finished = stages.find(|stage| self.epoch.is_none() && stage.stage == self.stage);
+        match finished.and_then(|stage| stage.best_sha256.as_ref()) {
+            Some(expected) if *expected != weights.checksum().0 => {
+                let problem = format!("is not what the stage ended with: it does not have the checksum in {RESULT}");
+                Err(Error::file(weights.path(), problem).remedy(
+                    "Restore it from a copy; if it was replaced on purpose, evaluate it with --recipe and --weights",
+                ))
+            }
+            _ => Ok(weights),
         }
     }
 }

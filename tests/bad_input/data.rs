@@ -80,6 +80,19 @@ fn an_unknown_character_is_named_with_its_utterance() {
 }
 
 #[test]
+fn an_id_that_a_transcript_file_cannot_hold_is_refused_before_anything_is_trained() {
+    for set in ["train", "valid", "test"] {
+        for bad in ["utterance(2)", "utterance\u{a0}2", "utterance\u{7}2"] {
+            let folder = copy_of(set);
+            for file in ["text", "feats.scp"] {
+                edit(&folder.path().join(file), |lines| lines[1] = lines[1].replacen(&ids(set)[1], bad, 1));
+            }
+            refuses_data(set, folder.path(), &["text:2", &format!("{bad:?}"), "trn file", "Rename the utterance"]);
+        }
+    }
+}
+
+#[test]
 fn an_empty_or_missing_data_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let name = folder.path().to_str().unwrap();

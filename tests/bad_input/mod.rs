@@ -9,6 +9,8 @@ mod augment;
 mod data;
 /// Disks that are full, and places that cannot be written.
 mod disk;
+/// Feature options that are misspelt, or are not those of the features.
+mod features;
 /// Recipes, runs and weights that cannot be, are damaged or do not fit; a training that diverges.
 mod runs;
 /// Tokens that a list lacks, pieces that are missing, and kinds of tokens that do not go together.

@@ -98,6 +98,39 @@ fn a_damaged_run_is_named_by_file() {
 }
 
 #[test]
+fn weights_that_are_no_longer_those_of_the_finished_stage_are_named_wherever_they_are_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    copy_folder(trained(), &run);
+    let best = run.join("joint/best.safetensors");
+    let flip = || {
+        let mut content = fs::read(&best).unwrap();
+        let middle = content.len() / 2;
+        content[middle] ^= 1;
+        fs::write(&best, content).unwrap();
+    };
+    flip();
+    let parts = [best.to_str().unwrap(), "is not what the stage ended with", "Restore it from a copy"];
+    let audio = corpus().join("valid/audio").join(format!("{}.wav", ids("valid")[0]));
+    refuses(headfirst(["evaluate".as_ref(), run.as_os_str()]), &parts);
+    refuses(headfirst(["evaluate".as_ref(), run.join("joint").as_os_str()]), &parts);
+    refuses(headfirst(["transcribe".as_ref(), run.as_os_str(), audio.as_os_str()]), &parts);
+    refuses_to_train(
+        &[&format!("cascade={{strategy=\"greedy\",classifier_from={:?}}}", run.to_str().unwrap())],
+        &parts,
+    );
+    // On purpose, they can be looked at.
+    let mut evaluate = headfirst(["evaluate".as_ref(), "--recipe".as_ref(), run.join("recipe.toml").as_os_str()]);
+    evaluate.arg("--weights").arg(&best);
+    assert_eq!(run_to_end(evaluate).code, Some(0));
+    // A run whose result is without the checksum, as versions before wrote it, is read as it is.
+    let mut old = result(&run);
+    assert!(old["stages"][0].as_object_mut().unwrap().remove("best_sha256").is_some());
+    fs::write(run.join("result.json"), old.to_string()).unwrap();
+    assert_eq!(run_to_end(headfirst(["evaluate".as_ref(), run.as_os_str()])).code, Some(0));
+}
+
+#[test]
 fn a_damaged_state_is_named_and_the_remedy_works() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");

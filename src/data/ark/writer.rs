@@ -28,6 +28,14 @@ impl Output {
         synced.map_err(|error| write_error(&self.path, &error))
     }
 
+    /// A whole file that waits for its place.
+    fn of(path: &Path, content: &[u8]) -> Result<Self> {
+        let mut output = Self::create(path)?;
+        output.write(content)?;
+        output.sync()?;
+        Ok(output)
+    }
+
     fn place(self) -> Result<()> {
         let Output { path, writer } = self;
         let placed = writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.place(&path));
@@ -116,12 +124,30 @@ impl ArkWriter {
     /// Puts both files in their places.
     ///
     /// An index that stood there before is removed first: at no instant does an index point into an archive that it was not made for.
-    pub fn finish(mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// A full disk, or a folder that cannot be written to.
+    pub fn finish(self) -> Result<()> {
+        self.place(None)
+    }
+
+    /// [`finish`](Self::finish), with a file beside the two that says something about them and is replaced with them: at no instant does an
+    /// index stand beside a description that was not made for it.
+    ///
+    /// # Errors
+    /// Those of [`finish`](Self::finish).
+    pub fn finish_with(self, description: &Path, content: &str) -> Result<()> {
+        let description = Output::of(description, content.as_bytes())?;
+        self.place(Some(description))
+    }
+
+    fn place(mut self, description: Option<Output>) -> Result<()> {
         self.ark.sync()?;
         self.scp.sync()?;
         let removed =
             files::remove_file(&self.scp.path).and_then(|()| files::sync_folder(files::folder_of(&self.scp.path)));
         removed.map_err(|error| write_error(&self.scp.path, &error))?;
+        description.map_or(Ok(()), Output::place)?;
         self.ark.place()?;
         self.scp.place()
     }
@@ -233,5 +259,35 @@ mod tests {
         }
         // Two of each: create, write, sync, rename, sync of the folder; and the old index's removal with its sync.
         assert_eq!(crashes, 12);
+    }
+
+    #[test]
+    fn no_crash_leaves_an_index_beside_a_description_that_it_was_not_made_for() {
+        let write = |folder: &Path| {
+            let mut writer = ArkWriter::create(folder.join("f.ark"), folder.join("f.scp"))?;
+            writer.write("a", 1, 1, &[1.0])?;
+            writer.finish_with(&folder.join("features.toml"), "new")
+        };
+        let mut crashes = 0;
+        loop {
+            let folder = tempfile::tempdir().unwrap();
+            let path = |name: &str| folder.path().join(name);
+            for name in ["f.ark", "f.scp", "features.toml"] {
+                fs::write(path(name), "old").unwrap();
+            }
+            let (outcome, _) = with_crash(Some(crashes), || write(folder.path()));
+            let description = fs::read(path("features.toml")).unwrap();
+            if let Ok(index) = fs::read(path("f.scp")) {
+                let is_old = index == b"old";
+                assert_eq!(description, if is_old { b"old" } else { b"new" }, "crash {crashes}");
+                assert_eq!(fs::read(path("f.ark")).unwrap() == b"old", is_old, "crash {crashes}");
+            }
+            if outcome.is_ok() {
+                break;
+            }
+            crashes += 1;
+        }
+        // Three of each: create, write, sync, rename, sync of the folder; and the old index's removal with its sync.
+        assert_eq!(crashes, 17);
     }
 }

@@ -1,7 +1,9 @@
 //! One stage: a training run with some groups frozen, from its first batch or from a saved state, to its result.
 //!
-//! `mod.rs` has the flow: batches, epochs, when it is over. `state` saves and reads where it stands, `result` says what it came to.
+//! `mod.rs` has the flow: batches, epochs, when it is over. `state` saves and reads where it stands, `result` says what it came to, `classifier`
+//! sees to it that what is frozen stays what it is.
 
+mod classifier;
 mod result;
 mod state;
 
@@ -97,6 +99,7 @@ impl<'a, T: Task> StageRun<'a, T> {
         let mut parameters = initial_parameters(session, start)?;
         let state: Option<State<Position>> = checkpoint::load_state(&folder.path)?;
         if let Some(state) = &state {
+            start.classifier.map_or(Ok(()), |weights| classifier::check_unchanged(&state.rest, weights, &folder))?;
             let weights = state.part("weights")?;
             read_parameters(&mut parameters, weights, |_| true)?;
         }
@@ -113,7 +116,10 @@ impl<'a, T: Task> StageRun<'a, T> {
         let mut carried = session.task.carried(session.device);
         let mut run_parts = (None, None);
         let position = match state {
-            None => Position::default(),
+            None => {
+                let classifier = start.classifier.map(|weights| weights.checksum().0);
+                Position { classifier, ..Position::default() }
+            }
             Some(state) => {
                 if let Some(note) =
                     state.rest.products.as_ref().and_then(|products| session.device.recall_products(products))

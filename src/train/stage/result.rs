@@ -2,7 +2,7 @@
 
 use super::{StageRun, criterion_value, read_parameters};
 use crate::device::Category;
-use crate::error::{Error, Result, Subject};
+use crate::error::{Error, Result};
 use crate::models::Network;
 use crate::recipe::Criterion;
 use crate::score::trn;
@@ -44,6 +44,7 @@ impl<T: Task> StageRun<'_, T> {
             seed: stage.reinit_seed.unwrap_or(self.start.seeds.init),
             epochs: self.position.epochs_done,
             best_epoch: self.position.best.as_ref().map_or(0, |best| best.epoch),
+            best_sha256: Some(best.checksum().0),
             criterion: criterion_name(criterion).into(),
             criterion_value: criterion_value(criterion, &valid.scores),
             samples: valid.transcripts.iter().take(SAMPLES).cloned().collect(),
@@ -94,22 +95,6 @@ impl<T: Task> StageRun<'_, T> {
             named.map(|(spec, data)| NamedTensor { name: &spec.name, shape: &spec.shape, data }).collect();
         save_weights(self.folder.best(), &named, &[])?;
         load_weights(self.folder.best()).map(Some)
-    }
-
-    /// A frozen parameter never changes: this is what finds it if one did.
-    fn check_frozen(&self) -> Result<()> {
-        let Some(classifier) = self.start.classifier else { return Ok(()) };
-        let parameters = &self.learner.parameters;
-        for index in (0..parameters.len()).filter(|&index| !parameters.is_trainable(index)) {
-            let spec = &parameters.specs()[index];
-            let original = classifier.get(&spec.name, &spec.shape)?;
-            if !parameters.value(index).host().iter().zip(&*original).all(|(a, b)| a.to_bits() == b.to_bits()) {
-                let problem = format!("the frozen parameter {} has changed", spec.name);
-                return Err(Error::new(Subject::Stage(self.id.clone()), problem)
-                    .remedy("This is a fault of the program: please report it"));
-            }
-        }
-        Ok(())
     }
 
     fn movement(&self, best: &Weights) -> Result<Vec<LayerMovement>> {
