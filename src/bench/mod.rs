@@ -57,6 +57,8 @@ pub struct Row {
     pub launches: u64,
     /// The largest sum of tensors on the device at one instant.
     pub peak_bytes: u64,
+    /// What a GPU's memory held for that, as it was asked for: the arena, and what lasts. 0 on a CPU.
+    pub held_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -128,6 +130,7 @@ pub fn measure(device: &Device, spec: &Spec, options: Options, limits: Option<&L
         floor,
         launches,
         peak_bytes: device.ledger().peak_total(),
+        held_bytes: held(device),
     })
 }
 
@@ -230,6 +233,17 @@ impl CapturedRuns {
 impl Drop for CapturedRuns {
     fn drop(&mut self) {
         self.context.driver().release_graph(self.graph);
+    }
+}
+
+/// Bytes of a GPU's memory that are in use for this program's tensors, and for what crosses.
+fn held(device: &Device) -> u64 {
+    match device.backend() {
+        Backend::Cuda(context) => {
+            let counters = context.counters();
+            counters.arena_capacity + counters.lasting
+        }
+        _ => 0,
     }
 }
 
@@ -352,7 +366,7 @@ mod tests {
         let device = Device::emulator(Order::Forward);
         for spec in small_rows() {
             let row = measure_small(&device, &spec);
-            assert!(row.median_ms > 0.0 && row.launches > 0, "{row:?}");
+            assert!(row.median_ms > 0.0 && row.launches > 0 && row.held_bytes > 0, "{row:?}");
         }
     }
 

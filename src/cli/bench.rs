@@ -313,6 +313,7 @@ mod tests {
             floor: None,
             launches: 0,
             peak_bytes: 0,
+            held_bytes: 0,
         };
         let measured = Measured {
             device: "device".into(),
