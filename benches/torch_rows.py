@@ -563,6 +563,7 @@ PAPERS = "blstm-ctc/4x320/B30-T800/joint"
 ROWS = [
     Row(JOINT, partial(blstm_ctc, 4, 320, 16, 200, 0), goal=0.75),
     Row("blstm-ctc/4x320/B16-T200/frozen-1", partial(blstm_ctc, 4, 320, 16, 200, 1), joint=JOINT),
+    Row("blstm-ctc/4x320/B16-T200/frozen-2", partial(blstm_ctc, 4, 320, 16, 200, 2), joint=JOINT),
     Row("blstm-ctc/4x320/B16-T200/frozen-3", partial(blstm_ctc, 4, 320, 16, 200, 3), joint=JOINT, joint_goal=0.87),
     Row("blstm-ctc/4x320/B16-T200/frozen-4", partial(blstm_ctc, 4, 320, 16, 200, 4), joint=JOINT, joint_goal=0.80),
     Row("blstm-ctc/4x128/B16-T200/joint", partial(blstm_ctc, 4, 128, 16, 200, 0)),
@@ -752,6 +753,7 @@ def main() -> None:
             result |= {"median_ms": statistics.median(times), "steps": len(times)}
     if device.type == "cuda":
         result["peak_device_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+        result["held_device_mib"] = torch.cuda.max_memory_reserved(device) / 2**20
     print(json.dumps(result))
 
 

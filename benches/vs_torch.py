@@ -13,7 +13,8 @@ opposite order. Machines are noisy: a time is the median over the rounds of each
 highest beside it, and a ratio is the median of the ratios within a round, whose two sides saw about the same machine.
 
 Peak memory is the largest resident set of a process that does one step of the row; on a GPU it is that of tensors on the device, as each
-side counts its own. This file must not import torch: a child's
+side counts its own, and beside it what each holds of the device for them: PyTorch's allocator all that it has reserved, Headfirst its arena
+and what lasts. This file must not import torch: a child's
 `ru_maxrss` starts from what its parent held when it was started, so the parent has to stay small.
 """
 
@@ -89,7 +90,9 @@ class Headfirst:
 
     def memory(self, name: str) -> dict:
         row, peak = self.row(name, "--once")
-        return {"peak_mib": row["peak_bytes"] / 2**20 if self.on_gpu else peak}
+        if self.on_gpu:
+            return {"peak_mib": row["peak_bytes"] / 2**20, "held_mib": row["held_bytes"] / 2**20}
+        return {"peak_mib": peak}
 
 
 class Torch:
@@ -108,7 +111,7 @@ class Torch:
         output, peak = run(self.command(name, "--once"), self.threads)
         result = parsed(output)
         if self.on_gpu:
-            return {"peak_mib": result["peak_device_mib"]}
+            return {"peak_mib": result["peak_device_mib"], "held_mib": result["held_device_mib"]}
         return {"peak_mib": peak, "imported_mib": result["imported_mib"]}
 
 
@@ -235,24 +238,34 @@ def cascade_line(rows: list[dict]) -> list[str]:
 
 
 def memory_table(rows: list[dict], on_gpu: bool) -> list[str]:
+    head = ["name", "PyTorch MiB", "Headfirst MiB", "Headfirst / PyTorch"]
+    if on_gpu:
+        head += ["PyTorch holds MiB", "Headfirst holds MiB", "Headfirst / PyTorch"]
     lines = [
-        "Peak of the tensors on the device in one step."
+        "Peak of the tensors on the device in one step, and what each side holds of the device for them."
         if on_gpu
         else "Peak resident memory of a process that does one step (PyTorch: in brackets what it holds after its import).",
         "",
-        "| name | PyTorch MiB | Headfirst MiB | Headfirst / PyTorch |",
-        "|---|---|---|---|",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
     ]
     for row in rows:
         if "memory" not in row["torch"]:
             continue
         torch, headfirst = row["torch"]["memory"], row["headfirst"]["memory"]
-        peaks = [side.get("peak_mib") for side in (torch, headfirst)]
         imported = f" ({torch['imported_mib']:.0f})" if "imported_mib" in torch else ""
-        theirs = "not measured" if peaks[0] is None else f"{peaks[0]:.0f}{imported}"
-        ours = "not measured" if peaks[1] is None else f"{peaks[1]:.0f}"
-        lines.append(f"| {row['name']} | {theirs} | {ours} | {number_cell(None if None in peaks else peaks[1] / peaks[0])} |")
+        cells = [row["name"], *memory_cells(torch.get("peak_mib"), headfirst.get("peak_mib"), imported)]
+        if on_gpu:
+            cells += memory_cells(torch.get("held_mib"), headfirst.get("held_mib"))
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def memory_cells(torch: float | None, headfirst: float | None, remark: str = "") -> list[str]:
+    """Both sides, and their ratio."""
+    theirs, ours = ("not measured" if side is None else f"{side:.0f}" for side in (torch, headfirst))
+    ratio = None if torch is None or headfirst is None else headfirst / torch
+    return [theirs + (remark if torch is not None else ""), ours, number_cell(ratio)]
 
 
 def reasons(rows: list[dict]) -> list[str]:

@@ -1,6 +1,6 @@
 //! The command line keeps its contract: help, exit codes, JSON, and folders that are never overwritten. Each test starts the program.
 
-use crate::corpus::{recordings_of, setting, train};
+use crate::corpus::{recordings_of, setting, train, trained};
 use crate::program::{Ended, headfirst, run_to_end};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -107,6 +107,39 @@ fn bench_names_its_device_and_has_a_median_for_every_row() {
     let rows = bench["rows"].as_array().expect("rows");
     assert_eq!(rows.iter().map(|row| row["name"].as_str().unwrap_or_default()).collect::<Vec<_>>(), ["ctc/B32-T400"]);
     assert!(rows[0]["median_ms"].as_f64().is_some_and(|median| median > 0.0), "{bench}");
+}
+
+#[test]
+fn bench_lists_its_rows_as_lines_or_as_one_object() {
+    let lines = succeed(&["bench", "ctc/", "--list"]);
+    let listed: Value = serde_json::from_str(&succeed(&["bench", "ctc/", "--list", "--json"])).expect("one object");
+    let rows = listed["rows"].as_array().expect("rows");
+    let names: Vec<&str> = rows.iter().filter_map(|row| row["name"].as_str()).collect();
+    assert!(names.contains(&"ctc/B32-T400"), "{listed}");
+    assert_eq!(names, lines.lines().collect::<Vec<_>>());
+}
+
+#[test]
+fn bench_repeats_for_no_time_that_there_is_not() {
+    for seconds in ["-1", "nan", "inf", "1e300"] {
+        let Ended { code, errors, .. } = fail(&["bench", "ctc/B32", "--seconds", seconds]);
+        assert!(code == Some(1) && errors.starts_with("error: --seconds: "), "{seconds}: {errors}");
+    }
+}
+
+#[test]
+fn a_quiet_report_is_written_and_prints_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("report.html");
+    for quiet in [false, true] {
+        let mut command = headfirst(["report".as_ref(), trained().as_os_str()]);
+        command.arg("--out").arg(&out).args(quiet.then_some("--quiet"));
+        let ended = run_to_end(command);
+        assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""));
+        assert_eq!(ended.output.is_empty(), quiet, "{}", ended.output);
+        assert!(!read(&out).is_empty());
+        std::fs::remove_file(&out).expect("a file");
+    }
 }
 
 #[test]

@@ -440,6 +440,15 @@ fn espnets_weights_are_imported_and_have_the_loss_of_their_source() {
         // Without --json, and with the recipe's own test set.
         let text = tiny().headfirst(&["import", &file, "--recipe", &recipe, "--out", &out]);
         assert!(text.output.contains("CER") && text.output.contains("loss "), "{}{}", text.output, text.errors);
+        // Without any data there is no loss, but still one object.
+        let content = std::fs::read_to_string(tiny().path(&recipe)).unwrap();
+        let held_out = |line: &&str| line.starts_with("valid =") || line.starts_with("test =");
+        let lines: Vec<&str> = content.lines().filter(|line| !held_out(line)).collect();
+        assert_eq!(lines.len() + 2, content.lines().count(), "{content}");
+        let recipe = format!("{run}/without-data.toml");
+        std::fs::write(tiny().path(&recipe), lines.join("\n")).unwrap();
+        let imported = json(&tiny().headfirst(&["import", &file, "--recipe", &recipe, "--out", &out, "--json"]));
+        assert!(imported["out"] == out.as_str() && imported["tensors"].as_u64() > Some(9), "{imported}");
     }
 }
 

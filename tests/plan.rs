@@ -82,6 +82,9 @@ fn a_plan_for_people_names_every_stage_and_its_largest_batch() {
     for part in ["joint", "M(1,2)", "M(1,1,1)", "MiB", "GFLOP", "Largest batch: 4 utterances", "At most 3 stages"] {
         assert!(table.contains(part), "{part:?} is missing in\n{table}");
     }
+    assert!(!table.contains("retry"), "{table}");
+    let table = tiny.headfirst(&["plan", "recipe.toml", "--set", "cascade.strategy=cut-search"]).output;
+    assert!(table.contains("straight path") && table.contains("A retry"), "{table}");
     assert!(!tiny.path("runs").exists(), "a plan writes nothing");
 }
 

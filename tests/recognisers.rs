@@ -94,6 +94,7 @@ fn the_average_of_the_last_epochs_takes_the_place_of_the_best() {
             let [a, b] = [a, b].map(|&bits| f64::from(f32::from_bits(bits)));
             (((a + b) / 2.0) as f32).to_bits()
         };
+        assert!(run.result.stages.iter().all(|stage| stage.averaged_epochs == Some(2)));
         assert_eq!(of("best"), second.iter().zip(&third).map(mean).collect::<Vec<_>>(), "{stage}");
     }
     let ended = tiny.try_train("refused", &["training.average_epochs=2"]);

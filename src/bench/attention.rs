@@ -62,18 +62,21 @@ impl Work {
     /// Forward, and the gradients of queries, keys and values.
     fn both(&self, bench: &Bench) -> Prepared {
         let shape = [self.sequences.rows(), self.heads * self.width];
-        let inputs = ["queries", "keys", "values"].map(|name| bench.normal(&shape, name));
-        let dy = bench.normal(&shape, "gradient");
-        let (device, work) = (bench.device.clone(), self.clone());
-        let mut gradients = GradientBuffers::allocate(&device, [Some(&shape[..]); 3]);
         // Three in and one out; those again with its gradient, and three out.
-        Prepared::new(floats(12 * self.elements()), move |_| {
+        let bytes = floats(12 * self.elements());
+        let operands = bench.copies(bytes, |bench| {
+            let inputs = ["queries", "keys", "values"].map(|name| bench.normal(&shape, name));
+            let gradients = GradientBuffers::allocate(&bench.device, [Some(&shape[..]); 3]);
+            (inputs, bench.normal(&shape, "gradient"), gradients)
+        });
+        let (device, work) = (bench.device.clone(), self.clone());
+        Prepared::recorded(&bench.device, bytes, operands, move |(inputs, dy, gradients)| {
             let mut tape = Tape::new(&device);
             let [q, k, v] = [0, 1, 2].map(|index: usize| Var::parameter(inputs[index].clone(), index));
             let heads = Heads::within(work.heads, &work.sequences, work.causal, None);
             let output = ops::attention::attention(&mut tape, &q, &k, &v, heads)?;
             gradients.clear();
-            tape.backward_from(&output, dy.clone(), &mut gradients)
+            tape.backward_from(&output, dy.clone(), gradients)
         })
     }
 

@@ -3,7 +3,7 @@
 use super::table::{Kind, Spec};
 use super::work::{BARRIER, Bench, Prepared, floats};
 use crate::backend::cpu::cross_entropy::{CrossEntropy, Targets};
-use crate::backend::cuda::context::{Buffer, Context, Recording};
+use crate::backend::cuda::context::{Buffer, Context};
 use crate::backend::cuda::optim::{Hyperparameters, Plan, StepState, Trainable};
 use crate::backend::cuda::softmax::{self, Scale};
 use crate::backend::cuda::{self, matmul::Arithmetic};
@@ -12,6 +12,7 @@ use crate::device::Backend;
 use crate::error::Result;
 use crate::ops::convolution::{Patches, convolution as convolution_operation};
 use crate::ops::ctc::ctc as ctc_operation;
+use crate::ops::linear_cross_entropy::{Top, losses_and_gradients};
 use crate::ops::sequences::Sequences;
 use crate::optim::{Hyper, Method, clip_coefficient, gradient_norm};
 use crate::primitives::{self, Factor, workspace};
@@ -86,7 +87,8 @@ impl Integers {
     }
 }
 
-/// Softmax and cross entropy of logits `[rows, symbols]`, in place. In bf16 on a GPU whose products are.
+/// Softmax and cross entropy of logits `[rows, symbols]`, in place. In bf16 on a GPU whose products are: training has f32 logits there too, so this
+/// measures a kernel that it does not run.
 fn cross_entropy(bench: &Bench, rows: usize, symbols: usize) -> Prepared {
     let half = uses_bf16(bench);
     let elements = rows * symbols;
@@ -143,27 +145,25 @@ fn in_place_cross_entropy(
     }
 }
 
+/// The engine's own operation, with the logits of some rows at a time.
 fn linear_cross_entropy(bench: &Bench, rows: usize, inputs: usize, symbols: usize) -> Prepared {
     // Operands and their gradients; the logits leave, come back as gradients, and are read twice more.
     let bytes = floats(2 * rows * inputs + 2 * symbols * inputs + 2 * symbols + 5 * rows * symbols);
-    let labels = Integers::new(bench, bench.below("labels", rows, 0, symbols));
-    let mut logits = bench.room(&[rows, symbols]);
-    let mut losses = bench.room(&[rows]);
-    let (x, weight) = (bench.normal(&[rows, inputs], "x"), bench.normal(&[symbols, inputs], "weight"));
-    let bias = bench.normal(&[symbols], "bias");
-    let (mut dx, mut dweight) = (bench.room(&[rows, inputs]), bench.room(&[symbols, inputs]));
-    let mut dbias = bench.room(&[symbols]);
-    let run = move |_: &mut ()| {
-        let (by_rows, by_symbols) = (Factor::rows(&x, inputs), Factor::rows(&weight, inputs));
-        primitives::product((rows, symbols, inputs), by_rows, by_symbols.transposed(), &mut logits, false);
-        primitives::bias_activation(&mut logits, Some(&bias), symbols, Activation::Identity);
-        in_place_cross_entropy(&mut logits, &mut losses, &labels, (rows, symbols), false);
-        let gradient = Factor::rows(&logits, symbols);
-        primitives::product((symbols, inputs, rows), gradient.transposed(), by_rows, &mut dweight, false);
-        primitives::column_sums(&logits, rows, &mut dbias, false);
-        primitives::product((rows, inputs, symbols), gradient, by_symbols, &mut dx, false);
-    };
-    Prepared::kernel(bytes, vec![()], run)
+    let targets = bench.below("labels", rows, 0, symbols);
+    let (weight, bias) = ([symbols, inputs], [symbols]);
+    let operands = bench.copies(bytes, |bench| {
+        let inputs = [
+            Var::parameter(bench.normal(&weight, "weight"), 0),
+            Var::parameter(bench.normal(&bias, "bias"), 1),
+            // Its gradient is handed back and has no buffer.
+            Var::parameter(bench.normal(&[rows, inputs], "x"), 2),
+        ];
+        (inputs, GradientBuffers::allocate(&bench.device, [Some(&weight[..]), Some(&bias[..])]))
+    });
+    Prepared::recorded(&bench.device, bytes, operands, move |([weight, bias, x], gradients)| {
+        gradients.clear();
+        losses_and_gradients(Top { x, weight, bias, targets: &targets }, 1.0 / rows as f32, gradients).map(drop)
+    })
 }
 
 fn log_softmax(bench: &Bench, rows: usize, columns: usize) -> Prepared {
@@ -360,17 +360,18 @@ fn convolution(bench: &Bench, spec: &Spec, sequences: &Sequences) -> Result<Prep
     let [bins, channels, filters] = ["F", "C", "O"].map(|name| spec.size(name));
     let patches = if spec.size("stride") == 2 { Patches::EverySecond } else { Patches::All };
     let shapes = [vec![sequences.rows(), bins * channels], vec![filters, channels, 3, 3], vec![filters]];
-    let inputs = shapes.each_ref().map(|shape| bench.normal(shape, "convolution"));
     let trainable = [channels > 1, true, true];
-    let wanted = shapes.iter().zip(trainable).map(|(shape, trainable)| trainable.then_some(&shape[..]));
-    let mut gradients = GradientBuffers::allocate(&bench.device, wanted);
-    let (sequences, device) = (sequences.clone(), bench.device.clone());
     let rows: usize = sequences.lengths().iter().map(|&length| patches.count(length)).sum();
     // x and y forward; y and dy, x again, and dx backward.
     let passes_of_x = if channels > 1 { 3 } else { 2 };
     let bytes = floats(passes_of_x * sequences.rows() * bins * channels + 3 * rows * patches.count(bins) * filters);
-    Ok(Prepared::new(bytes, move |_| {
-        let recording = device.record();
+    let operands = bench.copies(bytes, |bench| {
+        let wanted = shapes.iter().zip(trainable).map(|(shape, trainable)| trainable.then_some(&shape[..]));
+        let gradients = GradientBuffers::allocate(&bench.device, wanted);
+        (shapes.each_ref().map(|shape| bench.normal(shape, "convolution")), gradients)
+    });
+    let (sequences, device) = (sequences.clone(), bench.device.clone());
+    Ok(Prepared::recorded(&bench.device, bytes, operands, move |(inputs, gradients)| {
         let mut tape = Tape::new(&device);
         let [x, weight, bias] = [0, 1, 2].map(|index| match trainable[index] {
             true => Var::parameter(inputs[index].clone(), index),
@@ -379,9 +380,7 @@ fn convolution(bench: &Bench, spec: &Spec, sequences: &Sequences) -> Result<Prep
         let (y, _) = convolution_operation(&mut tape, &x, &sequences, &weight, &bias, patches)?;
         gradients.clear();
         let seed = tape.seed(&y, 1.0);
-        tape.backward_from(&y, seed, &mut gradients)?;
-        recording.into_iter().for_each(Recording::run);
-        device.check()
+        tape.backward_from(&y, seed, gradients)
     }))
 }
 

@@ -24,26 +24,16 @@ pub fn prepare(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     Ok(match spec.kind {
         Kind::LstmForward => recurrence(bench, units, directions, &sequences, false).waiting(steps, EXCHANGE),
         Kind::LstmBackward => recurrence(bench, units, directions, &sequences, true).waiting(steps, EXCHANGE),
-        Kind::LstmLayer => layer(bench, units, directions, sequences, false).waiting(steps, EXCHANGE),
-        _ => layer(bench, units, directions, sequences, true).waiting(2 * steps, EXCHANGE),
+        Kind::LstmLayer => layer(bench, units, directions, &sequences, false).waiting(steps, EXCHANGE),
+        _ => layer(bench, units, directions, &sequences, true).waiting(2 * steps, EXCHANGE),
     })
 }
 
 /// A layer with as many inputs as units; with `backward` also the gradients of all weights and of the input.
-fn layer(bench: &Bench, units: usize, directions: usize, sequences: Sequences, backward: bool) -> Prepared {
+fn layer(bench: &Bench, units: usize, directions: usize, sequences: &Sequences, backward: bool) -> Prepared {
     let mut specs = Vec::new();
     Blstm::declare(&mut specs, "layer", units, units);
     specs.truncate(4 * directions);
-    let device = bench.device.clone();
-    let mut parameters = Parameters::initialize(&device, &specs, Scheme::Pytorch, 1);
-    let shape = [sequences.rows(), units];
-    let input = bench.normal(&shape, "input");
-    let weights = bench.normal(&[sequences.rows(), directions * units], "output gradient");
-    parameters.set_trainable(&device, vec![true; specs.len()]);
-    // The input counts as one more parameter, so that its gradient is formed too.
-    let shapes: Vec<Option<&[usize]>> =
-        specs.iter().map(|spec| Some(&spec.shape[..])).chain([Some(&shape[..])]).collect();
-    parameters.gradients = GradientBuffers::allocate(&device, shapes);
     let count = specs.len();
     let parameter_elements: usize = specs.iter().map(|spec| spec.len()).sum();
     let (input_elements, row) = (sequences.rows() * units, directions * units);
@@ -51,17 +41,37 @@ fn layer(bench: &Bench, units: usize, directions: usize, sequences: Sequences, b
     let forward = floats(parameter_elements + input_elements + sequences.rows() * (3 * 4 + 1 + 1) * row);
     // Backward: gates in and out and into three products, cells, dy; x and h into products; the gradients out.
     let back = floats(2 * parameter_elements + 2 * input_elements + sequences.rows() * (5 * 4 + 1 + 2) * row);
-    let run = move |_: usize| {
+    let bytes = if backward { forward + back } else { forward };
+    let shape = [sequences.rows(), units];
+    let operands = bench.copies(bytes, |bench| {
+        let mut parameters = Parameters::initialize(&bench.device, &specs, Scheme::Pytorch, 1);
+        parameters.set_trainable(&bench.device, vec![true; count]);
+        // The input counts as one more parameter, so that its gradient is formed too.
+        let shapes = specs.iter().map(|spec| Some(&spec.shape[..])).chain([Some(&shape[..])]);
+        parameters.gradients = GradientBuffers::allocate(&bench.device, shapes);
+        Layer {
+            parameters,
+            input: bench.normal(&shape, "input"),
+            output_gradient: bench.normal(&[sequences.rows(), directions * units], "output gradient"),
+        }
+    });
+    let (device, sequences) = (bench.device.clone(), sequences.clone());
+    Prepared::recorded(&bench.device, bytes, operands, move |layer| {
         let mut tape = Tape::new(&device);
-        let x = Var::parameter(input.clone(), count);
-        let output = ops::lstm::lstm(&mut tape, &x, &sequences, &all_directions(&parameters))?;
+        let x = Var::parameter(layer.input.clone(), count);
+        let output = ops::lstm::lstm(&mut tape, &x, &sequences, &all_directions(&layer.parameters))?;
         if !backward {
             return Ok(());
         }
-        parameters.gradients.clear();
-        tape.backward_from(&output, weights.clone(), &mut parameters.gradients)
-    };
-    Prepared::new(if backward { forward + back } else { forward }, run)
+        layer.parameters.gradients.clear();
+        tape.backward_from(&output, layer.output_gradient.clone(), &mut layer.parameters.gradients)
+    })
+}
+
+struct Layer {
+    parameters: Parameters,
+    input: Tensor,
+    output_gradient: Tensor,
 }
 
 fn all_directions(parameters: &Parameters) -> Vec<Direction> {

@@ -1,5 +1,6 @@
 //! Work that is ready to be repeated, and what it is made of: tensors of random numbers, as many copies as defeat a cache.
 
+use crate::backend::cuda::context::Recording;
 use crate::device::{Backend, Category, Device};
 use crate::error::Result;
 use crate::random::Philox;
@@ -45,6 +46,24 @@ impl Prepared {
             Ok(())
         };
         Prepared { copies, launches_only: true, ..Self::new(bytes, run) }
+    }
+
+    /// Work through the tape on as many copies as `operands` has. It is recorded as the trainer's steps are, so on a GPU the work on each copy is
+    /// a graph of its own.
+    pub fn recorded<T: 'static>(
+        device: &Device,
+        bytes: usize,
+        mut operands: Vec<T>,
+        mut run: impl FnMut(&mut T) -> Result<()> + 'static,
+    ) -> Self {
+        let (device, copies) = (device.clone(), operands.len());
+        let run = move |copy: usize| {
+            let recording = device.record();
+            run(&mut operands[copy])?;
+            recording.into_iter().for_each(Recording::run);
+            device.check()
+        };
+        Prepared { copies, ..Self::new(bytes, run) }
     }
 
     /// Has so many steps, each of which waits for the one before for so many seconds.

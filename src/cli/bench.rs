@@ -56,7 +56,7 @@ pub struct Bench {
     #[arg(long)]
     list: bool,
     /// Repeat each row for about so many seconds
-    #[arg(long, default_value_t = 3.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 3.0, value_name = "SECONDS", allow_negative_numbers = true)]
     seconds: f64,
 }
 
@@ -92,6 +92,17 @@ struct Measured {
     arena_bytes: Option<u64>,
 }
 
+/// The rows of --list, as those of a measurement are called.
+#[derive(Serialize)]
+struct List {
+    rows: Vec<Listed>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+}
+
 impl Bench {
     pub fn run(self, common: &Common) -> Result<()> {
         if self.counts {
@@ -100,8 +111,13 @@ impl Bench {
         let specs = Spec::resize(select(&self.names)?, &self.set)?;
         let specs = if self.small { Spec::all_small(&specs) } else { specs };
         if self.list {
-            return print(&specs.iter().map(|spec| spec.name() + "\n").collect::<String>());
+            let rows: Vec<Listed> = specs.iter().map(|spec| Listed { name: spec.name() }).collect();
+            return match self.json {
+                true => print_json(&List { rows }),
+                false => print(&rows.into_iter().map(|row| row.name + "\n").collect::<String>()),
+            };
         }
+        let duration = self.duration()?;
         let earlier = self.compare.as_deref().map(Earlier::read).transpose()?;
         let device = common.open_device()?;
         self.set_precision(&device)?;
@@ -116,7 +132,6 @@ impl Bench {
             say("limits");
             Some(Limits::measure(&device)?)
         };
-        let duration = Duration::try_from_secs_f64(self.seconds).unwrap_or(Duration::from_secs(3));
         let options = Options { duration, once: self.once };
         let nvtx = Nvtx::load();
         let mut rows = Vec::new();
@@ -143,6 +158,13 @@ impl Bench {
             return print_json(&measured);
         }
         print(&measured.text(earlier.as_ref()))
+    }
+
+    fn duration(&self) -> Result<Duration> {
+        Duration::try_from_secs_f64(self.seconds).map_err(|_| {
+            Error::key("--seconds", format!("{} is no time to repeat a row for", self.seconds))
+                .remedy("Use a number from 0, for example 3")
+        })
     }
 
     fn set_precision(&self, device: &Device) -> Result<()> {
@@ -211,7 +233,9 @@ impl Measured {
 
     fn lines(&self, compared: bool) -> Vec<Vec<String>> {
         let bars = std::io::stdout().is_terminal();
-        let mut head = vec!["name", "median", "spread", "n", "GB/s", "GFLOP/s", "of floor", "bound", "peak"];
+        let tera = self.in_teraflops();
+        let rate = if tera { "TFLOP/s" } else { "GFLOP/s" };
+        let mut head = vec!["name", "median", "spread", "n", "GB/s", rate, "of floor", "bound", "peak"];
         if bars {
             head.insert(7, "");
         }
@@ -219,12 +243,22 @@ impl Measured {
             head.extend(["before", "change"]);
         }
         let mut lines = vec![head.into_iter().map(String::from).collect()];
-        lines.extend(self.rows.iter().map(|row| self.line(row, bars, compared)));
+        lines.extend(self.rows.iter().map(|row| self.line(row, tera, bars, compared)));
         lines
     }
 
-    fn line(&self, row: &Row, bars: bool, compared: bool) -> Vec<String> {
+    /// On a GPU, or where the numbers would be long.
+    fn in_teraflops(&self) -> bool {
+        const LONG: f64 = 1e4;
+        self.gpu.is_some() || self.rows.iter().any(|row| row.gflops_per_second >= LONG)
+    }
+
+    fn line(&self, row: &Row, tera: bool, bars: bool, compared: bool) -> Vec<String> {
         let number = |value: f64| if value > 0.0 { format!("{value:.1}") } else { "-".into() };
+        let rate = match row.gflops_per_second {
+            rate if tera && rate > 0.0 => format!("{:.2}", rate / 1e3),
+            rate => number(rate),
+        };
         let floor = row.floor.as_ref();
         let mut line = vec![
             row.name.clone(),
@@ -232,7 +266,7 @@ impl Measured {
             if row.repetitions > 1 { format!("{:.1} %", row.spread_percent) } else { "-".into() },
             row.repetitions.to_string(),
             number(row.gb_per_second),
-            number(row.gflops_per_second),
+            rate,
             floor.map_or("-".into(), |floor| format!("{:.0} %", 100.0 * floor.share)),
         ];
         if bars {
@@ -255,5 +289,55 @@ impl Measured {
             ]);
         }
         line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(gpu: Option<&str>, gflops_per_second: f64) -> String {
+        let row = Row {
+            name: "matmul".into(),
+            median_ms: 1.0,
+            minimum_ms: 1.0,
+            maximum_ms: 1.0,
+            spread_percent: 0.0,
+            repetitions: 3,
+            runs: 1,
+            precision: "f32",
+            operations: 1,
+            gflops_per_second,
+            bytes: 1,
+            gb_per_second: 1.0,
+            floor: None,
+            launches: 0,
+            peak_bytes: 0,
+            held_bytes: 0,
+        };
+        let measured = Measured {
+            device: "device".into(),
+            gpu: gpu.map(String::from),
+            threads: 1,
+            limits: None,
+            rows: vec![row],
+            savings: vec![],
+            changes: vec![],
+            arena_bytes: None,
+        };
+        measured.text(None)
+    }
+
+    #[test]
+    fn rates_of_a_gpu_and_long_ones_are_in_teraflops() {
+        for (gpu, gflops, head, cell) in [
+            (None, 338.2, "GFLOP/s", "338.2"),
+            (None, 12_345.0, "TFLOP/s", "12.35"),
+            (Some("H200"), 612_345.0, "TFLOP/s", "612.35"),
+            (Some("H200"), 0.0, "TFLOP/s", "-"),
+        ] {
+            let text = measured(gpu, gflops);
+            assert!(text.contains(head) && text.contains(cell), "{text}");
+        }
     }
 }

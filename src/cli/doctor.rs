@@ -12,6 +12,10 @@ use serde::Serialize;
 use std::fmt;
 
 /// Say which devices there are, and what `auto` chooses and why
+///
+/// cuBLASLt computes matrix products where it is found: by the dynamic linker, below CUDA_HOME, CUDA_PATH or /usr/local/cuda, or in the active Python
+/// environment. HEADFIRST_CUBLASLT names its file instead, or says `none`: the engine's own kernels compute them then. HEADFIRST_NCCL does the same
+/// for NCCL, which nothing uses yet.
 #[derive(Args)]
 pub struct Doctor {
     /// Print one JSON object
@@ -41,6 +45,8 @@ struct Cuda {
     kernels: Vec<&'static str>,
     /// The CUDA version that the driver serves, or why there is none.
     driver: Option<String>,
+    /// The driver's own, whether it works or not.
+    driver_release: Option<String>,
     problem: Option<String>,
     gpus: Vec<Gpu>,
     cublaslt: String,
@@ -97,9 +103,15 @@ impl Doctor {
             }
             None => "none: this binary was built without CUDA kernels".into(),
         };
+        let release = cuda.driver_release.as_deref();
         let driver = match (&cuda.driver, &cuda.problem) {
-            (Some(version), _) => format!("serves CUDA {version}"),
-            (None, problem) => problem.clone().unwrap_or_default(),
+            (Some(version), _) => {
+                release.map_or(String::new(), |release| format!("{release}, ")) + "serves CUDA " + version
+            }
+            (None, problem) => {
+                problem.clone().unwrap_or_default()
+                    + &release.map_or(String::new(), |release| format!("; its release is {release}"))
+            }
         };
         let mut lines = vec![
             line("headfirst", findings.version.into()),
@@ -137,6 +149,7 @@ fn cuda() -> Cuda {
         architectures: embedded::architectures(),
         kernels: embedded::files().iter().map(|file| file.name).collect(),
         driver: driver.as_ref().ok().map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
+        driver_release: gpu::driver_release(),
         problem: driver.err(),
         gpus: (0..gpu::count()).map(gpu).collect(),
         cublaslt: found(cublaslt::find()),

@@ -12,6 +12,7 @@ use crate::train::loaded_text::LoadedText;
 use crate::train::progress::Mode;
 use crate::train::recognise::Decoder;
 use clap::Args;
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// Bring in the weights of an awd-lstm-lm model or of ESPnet v1's recognisers, saved as safetensors
@@ -40,6 +41,13 @@ pub struct Import {
     json: bool,
 }
 
+/// What was written, where there is no data to score it on.
+#[derive(Serialize)]
+struct Imported {
+    out: String,
+    tensors: usize,
+}
+
 impl Import {
     pub fn run(self, common: &Common) -> Result<()> {
         let mode = Mode::choose(common.quiet);
@@ -58,8 +66,12 @@ impl Import {
         let tensors = import_espnet::import(&self.weights, &self.recipe, &self.out, mode)?;
         let model = LoadedModel::of_files(&device, &self.recipe, &self.out, mode)?;
         let Some(data) = self.data.or_else(|| model.sets().pop().map(|(_, path)| path)) else {
-            let out = self.out.display();
-            return print(&format!("{out}: {tensors} tensors; with --data their loss would show if they are right\n"));
+            let out = self.out.display().to_string();
+            return match (self.json, mode) {
+                (true, _) => print_json(&Imported { out, tensors }),
+                (false, Mode::Quiet) => Ok(()),
+                _ => print(&format!("{out}: {tensors} tensors; with --data their loss would show if they are right\n")),
+            };
         };
         let output = Output::new(&model, model.evaluate(&data, Decoder::Greedy, mode)?);
         if self.json { print_json(&output) } else { print(&output.describe(&data.display().to_string())) }

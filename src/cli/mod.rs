@@ -97,7 +97,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Generate(command) => command.run(&common),
         Command::Import(command) => command.run(&common),
         Command::Plan(command) => command.run(&common),
-        Command::Report(command) => command.run(),
+        Command::Report(command) => command.run(&common),
         Command::Bench(command) => command.run(&common),
         Command::Doctor(command) => command.run(&common),
         Command::Demo(command) => command.run(&common),

@@ -1,5 +1,6 @@
 //! `headfirst report`.
 
+use crate::cli::Common;
 use crate::cli::output::print;
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
@@ -23,7 +24,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn run(self) -> Result<()> {
+    pub fn run(self, common: &Common) -> Result<()> {
         let mut runs = Vec::new();
         for path in &self.runs {
             let data = run::run_data(&RunFolder::open(path)?)?;
@@ -36,6 +37,6 @@ impl Report {
             None => RunFolder::open(&self.runs[0])?.report(),
         };
         write_bytes(&out, report::render(&runs))?;
-        print(&format!("{}\n", out.display()))
+        if common.quiet { Ok(()) } else { print(&format!("{}\n", out.display())) }
     }
 }

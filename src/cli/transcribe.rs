@@ -56,14 +56,15 @@ impl Transcribe {
         let decoder = loaded.decoder(&model)?;
         let (mut transcripts, mut lists) = (Vec::new(), Vec::new());
         let (mut audio_seconds, mut decoding) = (0.0, Duration::ZERO);
-        let mut failed = None;
+        let mut some_failed = false;
         for path in &self.audio {
             let Transcription { text, n_best, speed } = match model.transcribe(path, self.channel, decoder) {
                 Ok(transcription) => transcription,
+                Err(error) if self.audio.len() == 1 => return Err(error),
                 // The other files are transcribed all the same.
                 Err(error) => {
                     crate::train::signals::write_standard_error(&format!("error: {error}"));
-                    failed = Some(error);
+                    some_failed = true;
                     continue;
                 }
             };
@@ -86,10 +87,6 @@ impl Transcribe {
             // Beside the transcripts, which are for whoever reads standard output.
             crate::train::signals::write_standard_error(&speed.describe());
         }
-        match failed {
-            None => Ok(()),
-            Some(error) if self.audio.len() == 1 => Err(error),
-            Some(_) => Err(Error::program("some files could not be transcribed; see above")),
-        }
+        if some_failed { Err(Error::program("some files could not be transcribed; see above")) } else { Ok(()) }
     }
 }

@@ -41,8 +41,12 @@ pub fn section(run: &RunView) -> Option<String> {
     }
     let legend = legend(&stages);
     let charts: String = MEASURES.iter().filter_map(|measure| chart(&stages, measure)).collect();
+    let ring = match run.averaged_epochs() {
+        None => "epoch whose weights were kept",
+        Some(_) => "epoch with the lowest validation loss",
+    };
     Some(format!(
-        "<p class=\"legend\">{legend}<span><i class=\"ring\"></i>epoch whose weights were kept</span></p>\n<div class=\"charts\">\n{charts}</div>\n"
+        "<p class=\"legend\">{legend}<span><i class=\"ring\"></i>{ring}</span></p>\n<div class=\"charts\">\n{charts}</div>\n"
     ))
 }
 

@@ -51,7 +51,7 @@ pub fn stages(run: &RunView) -> Option<String> {
          <tr><th>stage</th><th></th><th>frozen</th>{}<th class=\"n\">epochs</th>\
          <th class=\"n\">best</th>{}{}<th class=\"n\">time</th><th class=\"n\">device</th><th class=\"n\">process</th></tr></thead>\n\
          <tbody>{rows}</tbody></table></div>\n\
-         <p class=\"hint\">best: the epoch with the lowest validation loss, whose weights were kept. Memory: the most that the stage \
+         <p class=\"hint\">best: the epoch with the lowest validation loss{}. Memory: the most that the stage \
          held on its device at one instant, and the most that the whole program had held by then.</p>\n",
         4 + usize::from(seeds_differ(run)),
         over(&valid, "validation"),
@@ -59,7 +59,18 @@ pub fn stages(run: &RunView) -> Option<String> {
         if seeds_differ(run) { "<th class=\"n\">seed</th>" } else { "" },
         heads(&valid),
         heads(&test),
+        kept_weights(run),
     ))
+}
+
+/// Which weights the scores are of, after the words about the best epoch.
+fn kept_weights(run: &RunView) -> String {
+    match run.averaged_epochs() {
+        None => ", whose weights were kept".into(),
+        Some(epochs) => {
+            format!("; the weights that were kept, and scored, are the average of the last {epochs} epochs")
+        }
+    }
 }
 
 /// One seed for all stages needs no column; the head of the report names it.
@@ -165,8 +176,9 @@ pub fn movement(run: &RunView) -> Option<String> {
             .collect();
         rows.push_str(&format!("<tr><th scope=\"row\">{}{}</th>{cells}</tr>\n", line_sample(stage), stage.title));
     }
+    let end = if run.averaged_epochs().is_some() { "the average that was kept" } else { "the best epoch" };
     Some(format!(
-        "<p class=\"hint\">Sum of |change| of all parameters of a layer, from the end of epoch 1 to the best epoch; × against joint \
+        "<p class=\"hint\">Sum of |change| of all parameters of a layer, from the end of epoch 1 to {end}; × against joint \
          training. A frozen layer does not move.</p>\n<div class=\"scroll\"><table class=\"movement\"><thead><tr><th>stage</th>{heads}</tr></thead>\
          <tbody>{rows}</tbody></table></div>\n"
     ))

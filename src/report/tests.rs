@@ -26,6 +26,7 @@ fn stage(id: &str, title: &str, frozen: &[usize], from: Option<&str>, cer: f64, 
         epochs: 22,
         best_epoch: 17,
         best_sha256: None,
+        averaged_epochs: None,
         valid: scores(cer),
         test: Some(scores(cer * 0.52)),
         criterion: "cer".to_string(),
@@ -63,6 +64,20 @@ fn stage(id: &str, title: &str, frozen: &[usize], from: Option<&str>, cer: f64, 
             },
         ],
     }
+}
+
+#[test]
+fn where_the_last_epochs_are_averaged_the_page_does_not_say_that_the_best_epochs_weights_were_kept() {
+    let mut data = greedy_run();
+    let kept = ["whose weights were kept", "from the end of epoch 1 to the best epoch"];
+    let page = render(&[data.clone()]);
+    assert!(kept.iter().all(|text| page.contains(text)));
+    data.result.stages.iter_mut().for_each(|stage| stage.averaged_epochs = Some(10));
+    let page = render(&[data]);
+    assert!(!kept.iter().any(|text| page.contains(text)));
+    assert!(
+        page.contains("the average of the last 10 epochs") && page.contains("epoch with the lowest validation loss")
+    );
 }
 
 fn epochs(stage: &str, number: usize, end: f64) -> Vec<EpochRecord> {

@@ -156,6 +156,11 @@ impl<'a> RunView<'a> {
         self.stages.iter().filter_map(|stage| stage.result.map(|result| (stage, result)))
     }
 
+    /// Of how many last epochs the weights that were kept are the average, in the stage with most; none: they are the best epoch's.
+    pub fn averaged_epochs(&self) -> Option<usize> {
+        self.finished_stages().filter_map(|(_, result)| result.averaged_epochs).max()
+    }
+
     pub fn best(&self) -> Option<(&StageView<'a>, &'a StageResult)> {
         self.finished_stages().find(|(stage, _)| stage.is_best)
     }

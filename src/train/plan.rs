@@ -38,7 +38,8 @@ pub struct RunForecast {
     pub max_epochs: usize,
     /// Bottom to top.
     pub groups: Vec<GroupRecord>,
-    /// The most stages that the strategy can train; fewer if one of them is no improvement.
+    /// The most stages that the strategy can train; fewer if one of them is no improvement, and then perhaps others, which freeze as many groups as
+    /// one of these and take as much.
     pub most_stages: usize,
     /// Floating-point operations of one epoch of each of the stages, training and validation.
     pub operations_of_an_epoch_of_each: u64,

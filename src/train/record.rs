@@ -59,7 +59,8 @@ pub struct MemoryRecord {
     pub process_peak: u64,
 }
 
-/// How far a layer moved: the sum of |change| of its parameters from the end of epoch 1 to the best epoch (ICLR 2020, Table 1).
+/// How far a layer moved: the sum of |change| of its parameters from the end of epoch 1 to the weights that were kept (ICLR
+/// 2020, Table 1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerMovement {
     /// For example `encoder.blstm.3` or `ctc`.
@@ -113,11 +114,15 @@ pub struct StageResult {
     pub classifier_from: Option<String>,
     pub seed: u64,
     pub epochs: usize,
+    /// Of the lowest validation loss.
     pub best_epoch: usize,
     /// The SHA-256 checksum of `best.safetensors`; versions before did not write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_sha256: Option<String>,
-    /// On the validation set, with the best epoch's weights.
+    /// If the stage kept the average of the weights of its last epochs instead of the best epoch's: of how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub averaged_epochs: Option<usize>,
+    /// On the validation set, with the weights that were kept.
     pub valid: Scores,
     /// On the test set, if the recipe names one.
     pub test: Option<Scores>,

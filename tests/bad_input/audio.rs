@@ -56,7 +56,9 @@ fn a_missing_recording_is_named_with_its_line() {
     fs::remove_file(folder.path().join(format!("audio/{id}.wav"))).unwrap();
     refuses_data("train", folder.path(), &["wav.scp:2", id, &format!("no file audio/{id}.wav"), "Correct the path"]);
     let absent = folder.path().join("absent.wav");
-    refuses(transcribe(&absent, &[]), &["absent.wav", "cannot be read", "Check the path"]);
+    for options in [&[][..], &["--json"]] {
+        refuses(transcribe(&absent, options), &["absent.wav", "cannot be read", "Check the path"]);
+    }
 }
 
 #[test]

@@ -22,13 +22,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// The command fails with exit code 1, and its errors have all of `parts`.
+/// The command fails with exit code 1, prints nothing but its error, and that once; it has all of `parts`.
 fn refuses(command: Command, parts: &[&str]) -> Ended {
     let shown = format!("{command:?}");
     let ended = run_to_end(command);
     assert_eq!(ended.code, Some(1), "{shown}: {}", ended.errors);
     assert!(ended.output.is_empty(), "{shown}: {}", ended.output);
-    assert!(ended.errors.contains("error: "), "{shown}: {}", ended.errors);
+    let errors = ended.errors.lines().filter(|line| line.starts_with("error: ")).count();
+    assert_eq!(errors, 1, "{shown}: {}", ended.errors);
     for part in parts {
         assert!(ended.errors.contains(part), "{shown}: {part:?} is not in: {}", ended.errors);
     }

@@ -7,7 +7,7 @@
 //! Source: cuBLAS Library User Guide, "Using the cuBLASLt API".
 
 use super::driver::Pointer;
-use super::libraries::{Loaded, Wanted, text};
+use super::libraries::{Loaded, Wanted, file_of, text};
 use super::matmul::{Arithmetic, Operand, Product, Storage};
 use super::products::{Algorithm, Products};
 use crate::error::Result as DeviceResult;
@@ -151,13 +151,14 @@ impl Library {
     }
 }
 
-/// A library that loads: the place and its version. Whether it works on the GPU shows when it is opened.
+/// A library that loads: its file and its version. Whether it works on the GPU shows when it is opened.
 ///
 /// # Errors
 /// Where it was looked for, and why it was not found there.
 pub fn find() -> Result<(String, String), String> {
     let (place, library) = WANTED.first(Library::load)?;
-    Ok((place, version_text(library.version())))
+    let file = file_of(library.version as *const c_void).unwrap_or(place);
+    Ok((file, version_text(library.version())))
 }
 
 /// `120103` is 12.1.3.

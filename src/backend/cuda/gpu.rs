@@ -51,6 +51,18 @@ pub fn driver_version() -> Result<i32, String> {
         .clone()
 }
 
+/// The driver's own release, as `580.65.06`; none if the kernel has no NVIDIA driver.
+pub fn driver_release() -> Option<String> {
+    release_in(&std::fs::read_to_string("/proc/driver/nvidia/version").ok()?)
+}
+
+/// `NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build ...`
+fn release_in(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.starts_with("NVRM version:"))?;
+    let is_release = |word: &&str| word.contains('.') && word.split('.').all(|part| part.parse::<u32>().is_ok());
+    line.split_whitespace().find(is_release).map(String::from)
+}
+
 /// How many GPUs the driver sees; 0 if there is no driver.
 pub fn count() -> u32 {
     let mut count = 0;
@@ -501,4 +513,21 @@ fn describe(status: sys::CUresult) -> String {
         }
     }
     format!("{status:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::release_in;
+
+    #[test]
+    fn the_drivers_release_is_read_from_what_the_kernel_says() {
+        for line in [
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (builder@host)  Sun Jul 27",
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:08:52 UTC 2025",
+        ] {
+            let text = format!("{line}\nGCC version:  gcc version 12.3.0 (Ubuntu 12.3.0)\n");
+            assert_eq!(release_in(&text).as_deref(), Some("580.65.06"), "{line}");
+        }
+        assert_eq!(release_in("GCC version:  gcc version 12.3.0"), None);
+    }
 }

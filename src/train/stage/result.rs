@@ -45,6 +45,7 @@ impl<T: Task> StageRun<'_, T> {
             epochs: self.position.epochs_done,
             best_epoch: self.position.best.as_ref().map_or(0, |best| best.epoch),
             best_sha256: Some(best.checksum().0),
+            averaged_epochs: self.averaged_epochs(),
             criterion: criterion_name(criterion).into(),
             criterion_value: criterion_value(criterion, &valid.scores),
             samples: valid.transcripts.iter().take(SAMPLES).cloned().collect(),
@@ -70,13 +71,16 @@ impl<T: Task> StageRun<'_, T> {
         self.session.device.memory_on_gpu().map_or(0, |(arena, _)| arena)
     }
 
+    /// Of how many epochs the average is kept; none: the best epoch's weights are.
+    fn averaged_epochs(&self) -> Option<usize> {
+        let epochs = self.session.recipe.training.average_epochs.min(self.position.epochs_done);
+        (epochs > 1).then_some(epochs)
+    }
+
     /// The average of the weights of the last epochs, if the recipe asks for it; it takes the place of the best epoch's. Summed in f64, so that what
     /// is the same in all epochs stays what it is.
     fn average_of_epochs(&self) -> Result<Option<Weights>> {
-        let epochs = self.session.recipe.training.average_epochs.min(self.position.epochs_done);
-        if epochs < 2 {
-            return Ok(None);
-        }
+        let Some(epochs) = self.averaged_epochs() else { return Ok(None) };
         let last = self.position.epochs_done;
         let files = (last + 1 - epochs..=last).map(|epoch| load_weights(self.folder.epoch(epoch)));
         let files: Vec<Weights> = files.collect::<Result<_>>()?;
