@@ -4,6 +4,7 @@
 //! very code that trains also predicts memory and work (`headfirst plan`), before anything is allocated.
 
 use crate::backend::cuda::context::{Context, Recording};
+use crate::backend::cuda::usable::first_usable;
 use crate::backend::cuda::{self, matmul::Arithmetic, products::Products};
 use crate::error::{Error, Result, Subject};
 use std::collections::BTreeMap;
@@ -279,7 +280,7 @@ impl fmt::Display for Device {
     }
 }
 
-/// Opens the device that `--device` names, and says why if `auto` had to choose.
+/// Opens the device that `--device` names, and says why if `auto` had to choose: it takes the first GPU that can be used, else the CPU.
 ///
 /// # Errors
 /// If the name is unknown or the device is not there.
@@ -287,14 +288,17 @@ pub fn open(name: &str) -> Result<(Device, String)> {
     match parse(name)? {
         Name::Cpu => Ok((Device::cpu(), "asked for".into())),
         Name::Cuda(ordinal) => Ok((Device::cuda(open_gpu(ordinal)?), "asked for".into())),
-        Name::Auto => match cuda_available() {
-            Ok(()) => {
-                let context = open_gpu(0)?;
-                let reason = format!("the driver sees {}", context.properties().name);
-                Ok((Device::cuda(context), reason))
-            }
-            Err(why) => Ok((Device::cpu(), why)),
-        },
+        Name::Auto => Ok(match cuda_available() {
+            Ok(()) => match first_usable(cuda::gpu::count(), open_gpu) {
+                Ok((context, passed_over)) => {
+                    let first = format!("{} is there", context.properties().name);
+                    let reasons: Vec<String> = std::iter::once(first).chain(passed_over).collect();
+                    (Device::cuda(context), reasons.join("; "))
+                }
+                Err(reasons) => (Device::cpu(), reasons.join("; ")),
+            },
+            Err(why) => (Device::cpu(), why),
+        }),
         #[cfg(feature = "emulator")]
         Name::Emulator => Ok((Device::emulator(crate::backend::cuda::emulator::Order::Forward), "asked for".into())),
     }
@@ -355,7 +359,9 @@ fn available(ordinal: u32) -> Result<()> {
 
 fn open_gpu(ordinal: u32) -> Result<Arc<Context>> {
     available(ordinal)?;
-    Ok(Context::new(&format!("cuda:{ordinal}"), Box::new(cuda::gpu::Gpu::open(ordinal)?)))
+    let gpu = cuda::gpu::Gpu::open(ordinal)?;
+    gpu.check_usable()?;
+    Ok(Context::new(&format!("cuda:{ordinal}"), Box::new(gpu)))
 }
 
 /// Buffers that a dropped tensor left, for the next tensor of about that size: fresh memory from the system costs a page fault

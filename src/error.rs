@@ -30,6 +30,15 @@ pub enum Subject {
     Program,
 }
 
+/// What an error of a device leaves to whoever goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The device works, and its memory is not enough.
+    OutOfMemory,
+    /// Nothing runs on it any more before the program is started again.
+    Lost,
+}
+
 /// Says what is wrong with its subject and, where there is one, the remedy. Both are whole clauses without a
 /// full stop; [`fmt::Display`] joins them.
 #[derive(Debug)]
@@ -39,11 +48,13 @@ pub struct Error {
     pub remedy: Option<String>,
     /// The signal that stopped the work, if one did: the process then ends with that signal's exit code.
     pub interrupted_by: Option<i32>,
+    /// Of a device's error: what it leaves, so that a command that knows more than the device can say what to do.
+    pub fault: Option<Fault>,
 }
 
 impl Error {
     pub fn new(subject: Subject, problem: impl Into<String>) -> Self {
-        Error { subject, problem: problem.into(), remedy: None, interrupted_by: None }
+        Error { subject, problem: problem.into(), remedy: None, interrupted_by: None, fault: None }
     }
 
     pub fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
@@ -83,6 +94,11 @@ impl Error {
             }
             _ => error,
         }
+    }
+
+    pub fn fault(mut self, fault: Fault) -> Self {
+        self.fault = Some(fault);
+        self
     }
 
     /// Says what to do about it.

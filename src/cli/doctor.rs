@@ -1,6 +1,7 @@
 //! `headfirst doctor`.
 
 use crate::backend::cuda::driver::Driver;
+use crate::backend::cuda::interface::version_text;
 use crate::backend::cuda::{cublaslt, embedded, gpu, libraries};
 use crate::cli::Common;
 use crate::cli::output::{print, print_json};
@@ -56,7 +57,7 @@ struct Cuda {
 #[derive(Serialize)]
 struct Gpu {
     device: String,
-    /// None of what follows, if it cannot be opened, but why.
+    /// Why it cannot be used; if it cannot even be opened, nothing follows.
     problem: Option<String>,
     #[serde(flatten)]
     properties: Option<GpuProperties>,
@@ -120,8 +121,13 @@ impl Doctor {
             line("NVIDIA driver", driver),
         ];
         for gpu in &cuda.gpus {
-            let text = gpu.properties.as_ref().map(ToString::to_string).or(gpu.problem.clone());
-            lines.push(line(&gpu.device, text.unwrap_or_default()));
+            let properties = gpu.properties.as_ref().map(ToString::to_string);
+            let problem = gpu.problem.as_ref().map(|problem| match properties {
+                Some(_) => format!("cannot be used: {problem}"),
+                None => problem.clone(),
+            });
+            let parts: Vec<String> = properties.into_iter().chain(problem).collect();
+            lines.push(line(&gpu.device, parts.join("; ")));
         }
         lines.push(line("cuBLASLt", cuda.cublaslt.clone()));
         lines.push(line("NCCL", cuda.nccl.clone()));
@@ -148,7 +154,7 @@ fn cuda() -> Cuda {
         compiler: embedded::compiler(),
         architectures: embedded::architectures(),
         kernels: embedded::files().iter().map(|file| file.name).collect(),
-        driver: driver.as_ref().ok().map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
+        driver: driver.as_ref().ok().map(|version| version_text(*version)),
         driver_release: gpu::driver_release(),
         problem: driver.err(),
         gpus: (0..gpu::count()).map(gpu).collect(),
@@ -170,5 +176,6 @@ fn gpu(ordinal: u32) -> Gpu {
             free_mib: gpu.free_memory().ok().map(|bytes| bytes >> 20),
         }
     });
-    Gpu { device: format!("cuda:{ordinal}"), problem: opened.err().map(|error| error.to_string()), properties }
+    let problem = opened.and_then(|gpu| gpu.check_usable()).err().map(|error| error.to_string());
+    Gpu { device: format!("cuda:{ordinal}"), problem, properties }
 }

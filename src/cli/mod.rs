@@ -14,7 +14,7 @@ mod report;
 mod train;
 mod transcribe;
 
-use crate::device::{self, Device};
+use crate::device::{self, Device, DeviceKind};
 use crate::error::{Error, Result};
 use crate::train::signals::{exit_code, write_standard_error};
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -118,6 +118,12 @@ impl Common {
     }
 
     fn open_device(&self) -> Result<Device> {
-        device::open(&self.device).map(|(device, _)| device)
+        let (device, reason) = device::open(&self.device)?;
+        // Whoever has a GPU and asked for nothing expects it; on a machine without one there is nothing to tell.
+        if !self.quiet && self.device == "auto" && device.kind() == DeviceKind::Cpu && device::cuda_available().is_ok()
+        {
+            write_standard_error(&format!("computing on the CPU: {reason}"));
+        }
+        Ok(device)
     }
 }

@@ -273,6 +273,7 @@ impl CtcAttention {
             if time + 1 < sequences.steps() && device.computes() {
                 let (next, active) = (sequences.offsets()[time + 1], sequences.active(time + 1));
                 let logits = logits.host();
+                device.check()?;
                 for n in (0..active).filter(|&n| reads_own(of[n], time + 1)) {
                     read[next + n] = likeliest(&logits[n * self.sizes.symbols..][..self.sizes.symbols]);
                 }

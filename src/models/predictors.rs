@@ -154,8 +154,8 @@ fn last_tokens(hypotheses: &[&[u32]]) -> Vec<u32> {
 
 /// ln p of each row of logits, `[N, V]`; sums in f64.
 fn log_probabilities(logits: &Tensor) -> Result<Vec<f32>> {
-    logits.device().check()?;
     let (data, columns) = (logits.host(), logits.shape()[1]);
+    logits.device().check()?;
     let rows = data.chunks_exact(columns).flat_map(|row| {
         let largest = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         let sum: f64 = row.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();

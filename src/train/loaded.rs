@@ -191,8 +191,13 @@ impl LoadedModel {
             labels: vec![Vec::new()],
         };
         let encoded = self.learner.encode(&batch)?;
-        let found = recognise(&self.learner, &encoded, &[name.to_string()], &self.frontend.tokens, decoder)
-            .map_err(|error| Error { subject: Subject::File(path.into()), ..error })?;
+        let found = recognise(&self.learner, &encoded, &[name.to_string()], &self.frontend.tokens, decoder).map_err(
+            |error| match error.subject {
+                // That is no fault of the file.
+                Subject::Device(_) => error,
+                _ => Error { subject: Subject::File(path.into()), ..error },
+            },
+        )?;
         found.into_iter().next().flatten().ok_or_else(|| {
             Error::file(path, "the model's output for it is not finite, so nothing can be decoded")
                 .remedy("The weights are those of a training that diverged: look into its log.jsonl")

@@ -122,7 +122,7 @@ pub fn transcript_of(decoded: &[u32], tokens: &TokenList) -> String {
 /// the others of its batch from a joint search. `ids` name the utterances in errors.
 ///
 /// # Errors
-/// Options that cannot be; a language model with other symbols; an utterance to which every hypothesis gives the probability 0.
+/// Options that cannot be; a language model with other symbols; an utterance to which every hypothesis gives the probability 0; what the device says.
 pub fn recognise<M: Recogniser + Sync>(
     learner: &Learner<M>,
     encoded: &Encoded,
@@ -132,6 +132,8 @@ pub fn recognise<M: Recogniser + Sync>(
 ) -> Result<Vec<Option<Vec<Scored>>>> {
     let symbols = learner.model().symbols();
     let logits = encoded.logits.tensor().host();
+    // Of a device that failed they are zeros, which would be heard as silence.
+    learner.device().check()?;
     let of_utterance = |utterance: usize| {
         let logits = encoded.sequences.unpack(utterance, &logits, symbols);
         logits.iter().all(|logit| logit.is_finite()).then_some(logits)

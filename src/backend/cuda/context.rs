@@ -9,7 +9,7 @@ use super::driver::{Argument, Driver, Function, Launch, Pointer, Properties};
 use super::matmul::Product;
 use super::products::Products;
 use super::step::{Cell, List, Recorder};
-use crate::error::{Error, Result, Subject};
+use crate::error::{Error, Fault, Result, Subject};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,6 +53,7 @@ struct Chunk {
 struct Failure {
     problem: String,
     remedy: Option<String>,
+    fault: Option<Fault>,
 }
 
 /// Memory of a tensor; given back when dropped.
@@ -168,10 +169,10 @@ impl Context {
     }
 
     fn error(&self, failure: &Failure) -> Error {
-        let error = Error::new(Subject::Device(self.name.clone()), failure.problem.clone());
-        match &failure.remedy {
-            Some(remedy) => error.remedy(remedy.clone()),
-            None => error,
+        Error {
+            remedy: failure.remedy.clone(),
+            fault: failure.fault,
+            ..Error::new(Subject::Device(self.name.clone()), failure.problem.clone())
         }
     }
 
@@ -180,7 +181,7 @@ impl Context {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                let failure = Failure { problem: error.problem, remedy: error.remedy };
+                let failure = Failure { problem: error.problem, remedy: error.remedy, fault: error.fault };
                 self.state().failure.get_or_insert(failure);
                 None
             }

@@ -1,4 +1,4 @@
-//! What the CUDA backend asks of a GPU: memory, launches, graphs. [`super::gpu`] does it with cudarc, `super::emulated` on the CPU in tests.
+//! What the CUDA backend asks of a GPU: memory, launches, graphs. [`super::gpu`] does it with NVIDIA's driver, `super::emulated` on the CPU in tests.
 //!
 //! Everything runs in order on one stream, but for what is sent in beside it. Errors of a GPU are sticky and may belong to earlier work: see [`super::context::Context`].
 

@@ -1,54 +1,25 @@
-//! An NVIDIA GPU, through the driver's interface as cudarc loads it. The only file that speaks to cudarc's driver module.
-//!
-//! cudarc panics where the driver's library or one of its symbols is missing, so [`driver_version`] asks first, once.
+//! An NVIDIA GPU, through the driver's [interface](super::interface).
 
 use super::cublaslt::CublasLt;
 use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::embedded;
+use super::interface::{Functions, SUCCESS, Status, interface};
 use super::matmul::Product;
 use super::products::Products;
-use crate::error::{Error, Result, Subject};
+use super::usable::{self, Found, Unusable};
+use crate::error::{Error, Fault, Result, Subject};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// The oldest driver interface that has every symbol called here: CUDA 12.0, driver 525.
-const OLDEST_INTERFACE: i32 = 12_000;
-
 /// The driver's interface version (13000 for 13.0), or why there is none to speak to.
 ///
 /// # Errors
 /// In words for a user, without naming a device.
 pub fn driver_version() -> Result<i32, String> {
-    static VERSION: OnceLock<Result<i32, String>> = OnceLock::new();
-    VERSION
-        .get_or_init(|| {
-            // SAFETY: only asks whether the library loads.
-            if !unsafe { sys::is_culib_present() } {
-                return Err("no NVIDIA driver is installed (libcuda.so was not found)".into());
-            }
-            let mut version = 0;
-            // SAFETY: the symbol is in every driver; it writes one int and needs no initialisation.
-            let status = unsafe { sys::cuDriverGetVersion(&raw mut version) };
-            if status != sys::CUresult::CUDA_SUCCESS {
-                return Err(format!("the NVIDIA driver does not answer ({status:?})"));
-            }
-            if version < OLDEST_INTERFACE {
-                let (major, minor) = (version / 1000, version % 1000 / 10);
-                return Err(format!(
-                    "the NVIDIA driver is too old: it serves CUDA {major}.{minor}, and 12.0 (driver 525) is needed"
-                ));
-            }
-            // SAFETY: as its documentation asks, before any other call.
-            match unsafe { sys::cuInit(0) } {
-                sys::CUresult::CUDA_SUCCESS => Ok(version),
-                sys::CUresult::CUDA_ERROR_NO_DEVICE => Err("the NVIDIA driver sees no GPU".into()),
-                status => Err(format!("the NVIDIA driver does not start ({})", describe(status))),
-            }
-        })
-        .clone()
+    interface().map(|interface| interface.version)
 }
 
 /// The driver's own release, as `580.65.06`; none if the kernel has no NVIDIA driver.
@@ -66,15 +37,16 @@ fn release_in(text: &str) -> Option<String> {
 /// How many GPUs the driver sees; 0 if there is no driver.
 pub fn count() -> u32 {
     let mut count = 0;
-    // SAFETY: the driver is initialised; it writes one int.
-    let status = driver_version().map(|_| unsafe { sys::cuDeviceGetCount(&raw mut count) });
-    if status == Ok(sys::CUresult::CUDA_SUCCESS) { u32::try_from(count).unwrap_or(0) } else { 0 }
+    // SAFETY: the driver is started; it writes one int.
+    let status = interface().map(|driver| unsafe { (driver.functions.cuDeviceGetCount)(&raw mut count) });
+    if status == Ok(SUCCESS) { u32::try_from(count).unwrap_or(0) } else { 0 }
 }
 
 /// A GPU with a context and two streams of its own.
 #[derive(Debug)]
 pub struct Gpu {
     name: String,
+    driver: &'static Functions,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -104,23 +76,24 @@ impl Gpu {
     pub fn open(ordinal: u32) -> Result<Self> {
         let name = format!("cuda:{ordinal}");
         let error = |problem: String| Error::new(Subject::Device(name.clone()), problem);
-        driver_version().map_err(error)?;
-        let check = |status| check(&name, "opening the GPU", status);
+        let driver = &interface().map_err(error)?.functions;
+        let check = |status| check(driver, &name, "opening the GPU", status);
         let mut device = 0;
         let mut context = ptr::null_mut();
         let [mut stream, mut copies] = [ptr::null_mut(); 2];
         // SAFETY: the driver is initialised, and each call writes one handle.
         unsafe {
-            check(sys::cuDeviceGet(&raw mut device, ordinal as i32))?;
-            check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device))?;
-            check(sys::cuCtxSetCurrent(context))?;
+            check((driver.cuDeviceGet)(&raw mut device, ordinal as i32))?;
+            check((driver.cuDevicePrimaryCtxRetain)(&raw mut context, device))?;
+            check((driver.cuCtxSetCurrent)(context))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            check(sys::cuStreamCreate(&raw mut stream, flags))?;
-            check(sys::cuStreamCreate(&raw mut copies, flags))?;
+            check((driver.cuStreamCreate)(&raw mut stream, flags))?;
+            check((driver.cuStreamCreate)(&raw mut copies, flags))?;
         }
-        let properties = properties(&name, device)?;
+        let properties = properties(driver, &name, device)?;
         Ok(Gpu {
             name,
+            driver,
             device,
             context,
             stream,
@@ -131,13 +104,41 @@ impl Gpu {
         })
     }
 
-    fn check(&self, doing: &str, status: sys::CUresult) -> Result<()> {
-        check(&self.name, doing, status)
+    /// Whether this binary's kernels run here: the smallest file of them is loaded, which a later step may need anyway.
+    ///
+    /// # Errors
+    /// Why not, and what would help.
+    pub fn check_usable(&self) -> Result<()> {
+        let Some(smallest) = embedded::files().iter().min_by_key(|file| file.fatbin.len()) else {
+            return Err(Error::new(Subject::Device(self.name.clone()), "this binary was built without CUDA kernels")
+                .remedy("Build it where nvcc is found (kernels/toolchain.sh installs it), or use --device cpu"));
+        };
+        usable::before_loading(&self.found()).map_err(|unusable| self.unusable(unusable))?;
+        self.make_current()?;
+        self.module(smallest.name).map(|_| ())
+    }
+
+    fn found(&self) -> Found<'static> {
+        Found {
+            capability: self.properties.capability,
+            architectures: embedded::architectures(),
+            compiler: embedded::compiler().unwrap_or("nvcc"),
+            driver: driver_version().unwrap_or(0),
+        }
+    }
+
+    fn unusable(&self, Unusable { problem, remedy }: Unusable) -> Error {
+        let problem = format!("{} {problem}", self.properties.name);
+        Error::new(Subject::Device(self.name.clone()), problem).remedy(remedy)
+    }
+
+    fn check(&self, doing: &str, status: Status) -> Result<()> {
+        check(self.driver, &self.name, doing, status)
     }
 
     fn make_current(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
-        self.check("making the context current", unsafe { sys::cuCtxSetCurrent(self.context) })
+        self.check("making the context current", unsafe { (self.driver.cuCtxSetCurrent)(self.context) })
     }
 
     /// The stream, for libraries that launch on it.
@@ -170,16 +171,9 @@ impl Gpu {
         };
         let mut module = ptr::null_mut();
         // SAFETY: a fat binary is what the call takes; it is embedded whole.
-        let status = unsafe { sys::cuModuleLoadData(&raw mut module, embedded.fatbin.as_ptr().cast()) };
-        if status == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
-            || status == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
-        {
-            let (major, minor) = self.properties.capability;
-            let problem = format!(
-                "the embedded kernels ({}) do not run on a GPU of compute capability {major}.{minor} with this driver",
-                embedded::architectures().join(", ")
-            );
-            return Err(error(problem).remedy("Update the NVIDIA driver, or use --device cpu"));
+        let status = unsafe { (self.driver.cuModuleLoadData)(&raw mut module, embedded.fatbin.as_ptr().cast()) };
+        if let Some(refused) = usable::when_refused(&self.found(), status) {
+            return Err(self.unusable(refused));
         }
         self.check("loading kernels", status)?;
         modules.insert(file, Module(module));
@@ -196,7 +190,7 @@ impl Driver for Gpu {
         self.make_current()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two sizes.
-        self.check("asking for free memory", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
+        self.check("asking for free memory", unsafe { (self.driver.cuMemGetInfo_v2)(&raw mut free, &raw mut total) })?;
         Ok(free as u64)
     }
 
@@ -204,8 +198,8 @@ impl Driver for Gpu {
         self.make_current()?;
         let mut pointer = 0;
         // SAFETY: writes one address.
-        let status = unsafe { sys::cuMemAlloc_v2(&raw mut pointer, bytes) };
-        if status == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        let status = unsafe { (self.driver.cuMemAlloc_v2)(&raw mut pointer, bytes) };
+        if status == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as Status {
             let free = self.free_memory().unwrap_or(0);
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
             let problem = format!(
@@ -214,8 +208,8 @@ impl Driver for Gpu {
                 mib(free),
                 mib(self.properties.memory)
             );
-            return Err(Error::new(Subject::Device(self.name.clone()), problem).remedy(
-                "Lower batch.utterances (or batch.max_frames); `headfirst plan` says what a batch and each frozen stage need",
+            return Err(Error::new(Subject::Device(self.name.clone()), problem).fault(Fault::OutOfMemory).remedy(
+                "Free memory that other programs hold there (nvidia-smi lists them), or take a smaller batch or model",
             ));
         }
         self.check("allocating memory", status)?;
@@ -225,21 +219,21 @@ impl Driver for Gpu {
     unsafe fn release(&self, pointer: Pointer) {
         if self.make_current().is_ok() {
             // SAFETY: the caller's. An error here belongs to earlier work, which reports it itself.
-            let _ = unsafe { sys::cuMemFree_v2(pointer) };
+            let _ = unsafe { (self.driver.cuMemFree_v2)(pointer) };
         }
     }
 
     unsafe fn upload(&self, to: Pointer, from: &[u8]) -> Result<()> {
         self.make_current()?;
         // SAFETY: the caller's; from pageable memory the call returns once the bytes are staged.
-        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.stream) };
+        let status = unsafe { (self.driver.cuMemcpyHtoDAsync_v2)(to, from.as_ptr().cast(), from.len(), self.stream) };
         self.check("copying to the GPU", status)
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Pointer) -> Result<()> {
         self.make_current()?;
         // SAFETY: the caller's; waited for below, so `to` is written while it is borrowed.
-        let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream) };
+        let status = unsafe { (self.driver.cuMemcpyDtoHAsync_v2)(to.as_mut_ptr().cast(), from, to.len(), self.stream) };
         self.check("copying from the GPU", status)?;
         self.synchronize()
     }
@@ -247,13 +241,13 @@ impl Driver for Gpu {
     unsafe fn fill(&self, to: Pointer, byte: u8, bytes: usize) -> Result<()> {
         self.make_current()?;
         // SAFETY: the caller's.
-        self.check("filling memory", unsafe { sys::cuMemsetD8Async(to, byte, bytes, self.stream) })
+        self.check("filling memory", unsafe { (self.driver.cuMemsetD8Async)(to, byte, bytes, self.stream) })
     }
 
     unsafe fn copy(&self, to: Pointer, from: Pointer, bytes: usize) -> Result<()> {
         self.make_current()?;
         // SAFETY: the caller's.
-        self.check("copying on the GPU", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) })
+        self.check("copying on the GPU", unsafe { (self.driver.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.stream) })
     }
 
     fn function(&self, file: &'static str, name: &'static str) -> Result<Function> {
@@ -262,12 +256,13 @@ impl Driver for Gpu {
         let symbol = CString::new(name).expect("a kernel's name has no zero byte");
         let mut function = ptr::null_mut();
         // SAFETY: the module is loaded, the name ends with a zero.
-        let status = unsafe { sys::cuModuleGetFunction(&raw mut function, module.0, symbol.as_ptr()) };
+        let status = unsafe { (self.driver.cuModuleGetFunction)(&raw mut function, module.0, symbol.as_ptr()) };
         self.check(&format!("finding the kernel {name}"), status)?;
         // Beyond 48 KiB a kernel has to ask; asking for all that there is costs nothing until a launch takes it.
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: a function just found.
-        let status = unsafe { sys::cuFuncSetAttribute(function, attribute, self.properties.shared_per_block as i32) };
+        let status =
+            unsafe { (self.driver.cuFuncSetAttribute)(function, attribute, self.properties.shared_per_block as i32) };
         self.check(&format!("preparing the kernel {name}"), status)?;
         Ok(Function(function as u64))
     }
@@ -278,7 +273,7 @@ impl Driver for Gpu {
         let threads: u32 = launch.threads.iter().product();
         // SAFETY: a function of this context; writes one int.
         let status = unsafe {
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+            (self.driver.cuOccupancyMaxActiveBlocksPerMultiprocessor)(
                 &raw mut blocks,
                 function.0 as sys::CUfunction,
                 threads as i32,
@@ -298,9 +293,9 @@ impl Driver for Gpu {
         // SAFETY: the caller's; the driver copies the arguments before it returns.
         let status = unsafe {
             if launch.cooperative {
-                sys::cuLaunchCooperativeKernel(function, x, y, z, i, j, k, shared, self.stream, places)
+                (self.driver.cuLaunchCooperativeKernel)(function, x, y, z, i, j, k, shared, self.stream, places)
             } else {
-                sys::cuLaunchKernel(function, x, y, z, i, j, k, shared, self.stream, places, ptr::null_mut())
+                (self.driver.cuLaunchKernel)(function, x, y, z, i, j, k, shared, self.stream, places, ptr::null_mut())
             }
         };
         self.check("launching a kernel", status)
@@ -334,28 +329,32 @@ impl Driver for Gpu {
         self.make_current()?;
         let mut pointer = ptr::null_mut();
         // SAFETY: writes one address.
-        self.check("allocating memory of the host", unsafe { sys::cuMemAllocHost_v2(&raw mut pointer, bytes) })?;
+        self.check("allocating memory of the host", unsafe {
+            (self.driver.cuMemAllocHost_v2)(&raw mut pointer, bytes)
+        })?;
         Ok(pointer as HostPointer)
     }
 
     unsafe fn release_host(&self, pointer: HostPointer) {
         if self.make_current().is_ok() {
             // SAFETY: the caller's. An error here belongs to earlier work, which reports it itself.
-            let _ = unsafe { sys::cuMemFreeHost(pointer as *mut std::ffi::c_void) };
+            let _ = unsafe { (self.driver.cuMemFreeHost)(pointer as *mut std::ffi::c_void) };
         }
     }
 
     unsafe fn send(&self, to: Pointer, from: HostPointer, bytes: usize) -> Result<()> {
         self.make_current()?;
         // SAFETY: the caller's.
-        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from as *const std::ffi::c_void, bytes, self.copies) };
+        let status =
+            unsafe { (self.driver.cuMemcpyHtoDAsync_v2)(to, from as *const std::ffi::c_void, bytes, self.copies) };
         self.check("copying to the GPU", status)
     }
 
     unsafe fn receive(&self, to: HostPointer, from: Pointer, bytes: usize) -> Result<()> {
         self.make_current()?;
         // SAFETY: the caller's.
-        let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to as *mut std::ffi::c_void, from, bytes, self.stream) };
+        let status =
+            unsafe { (self.driver.cuMemcpyDtoHAsync_v2)(to as *mut std::ffi::c_void, from, bytes, self.stream) };
         self.check("copying from the GPU", status)
     }
 
@@ -364,48 +363,48 @@ impl Driver for Gpu {
         let mut event = ptr::null_mut();
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: writes one handle.
-        self.check("making an event", unsafe { sys::cuEventCreate(&raw mut event, flags) })?;
+        self.check("making an event", unsafe { (self.driver.cuEventCreate)(&raw mut event, flags) })?;
         Ok(Event(event as u64))
     }
 
     fn release_event(&self, event: Event) {
         if self.make_current().is_ok() {
             // SAFETY: made by `event`, released once.
-            let _ = unsafe { sys::cuEventDestroy_v2(event.0 as sys::CUevent) };
+            let _ = unsafe { (self.driver.cuEventDestroy_v2)(event.0 as sys::CUevent) };
         }
     }
 
     fn signal(&self, event: Event, lane: Lane) -> Result<()> {
         self.make_current()?;
         // SAFETY: an event and a stream of this context.
-        let status = unsafe { sys::cuEventRecord(event.0 as sys::CUevent, self.lane(lane)) };
+        let status = unsafe { (self.driver.cuEventRecord)(event.0 as sys::CUevent, self.lane(lane)) };
         self.check("recording an event", status)
     }
 
     fn await_signal(&self, event: Event, lane: Lane) -> Result<()> {
         self.make_current()?;
         // SAFETY: as above.
-        let status = unsafe { sys::cuStreamWaitEvent(self.lane(lane), event.0 as sys::CUevent, 0) };
+        let status = unsafe { (self.driver.cuStreamWaitEvent)(self.lane(lane), event.0 as sys::CUevent, 0) };
         self.check("ordering two streams", status)
     }
 
     fn wait_for(&self, event: Event) -> Result<()> {
         self.make_current()?;
         // SAFETY: as above.
-        self.check("waiting for the GPU", unsafe { sys::cuEventSynchronize(event.0 as sys::CUevent) })
+        self.check("waiting for the GPU", unsafe { (self.driver.cuEventSynchronize)(event.0 as sys::CUevent) })
     }
 
     fn synchronize(&self) -> Result<()> {
         self.make_current()?;
         // SAFETY: the stream lives as long as `self`.
-        self.check("waiting for the GPU", unsafe { sys::cuStreamSynchronize(self.stream) })
+        self.check("waiting for the GPU", unsafe { (self.driver.cuStreamSynchronize)(self.stream) })
     }
 
     fn begin_capture(&self) -> Result<()> {
         self.make_current()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: our own stream.
-        self.check("beginning a graph", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) })
+        self.check("beginning a graph", unsafe { (self.driver.cuStreamBeginCapture_v2)(self.stream, mode) })
     }
 
     fn end_capture(&self) -> Result<Graph> {
@@ -413,9 +412,9 @@ impl Driver for Gpu {
         let (mut graph, mut executable) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: our own stream; each call writes one handle, and the captured graph is not needed once it is instantiated.
         unsafe {
-            self.check("ending a graph", sys::cuStreamEndCapture(self.stream, &raw mut graph))?;
-            let status = sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0);
-            let _ = sys::cuGraphDestroy(graph);
+            self.check("ending a graph", (self.driver.cuStreamEndCapture)(self.stream, &raw mut graph))?;
+            let status = (self.driver.cuGraphInstantiateWithFlags)(&raw mut executable, graph, 0);
+            let _ = (self.driver.cuGraphDestroy)(graph);
             self.check("instantiating a graph", status)?;
         }
         Ok(Graph(executable as u64))
@@ -424,13 +423,13 @@ impl Driver for Gpu {
     unsafe fn replay(&self, graph: Graph) -> Result<()> {
         self.make_current()?;
         // SAFETY: the caller's.
-        self.check("running a graph", unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, self.stream) })
+        self.check("running a graph", unsafe { (self.driver.cuGraphLaunch)(graph.0 as sys::CUgraphExec, self.stream) })
     }
 
     fn release_graph(&self, graph: Graph) {
         if self.make_current().is_ok() {
             // SAFETY: made by `end_capture`, released once.
-            let _ = unsafe { sys::cuGraphExecDestroy(graph.0 as sys::CUgraphExec) };
+            let _ = unsafe { (self.driver.cuGraphExecDestroy)(graph.0 as sys::CUgraphExec) };
         }
     }
 }
@@ -440,36 +439,36 @@ impl Drop for Gpu {
         let modules = std::mem::take(self.modules.get_mut().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: nothing of this GPU is used any more. Errors belong to earlier work.
         unsafe {
-            let _ = sys::cuCtxSetCurrent(self.context);
+            let _ = (self.driver.cuCtxSetCurrent)(self.context);
             if let Some(library) = self.library.take().flatten() {
                 let workspace = library.workspace();
                 drop(library);
-                let _ = sys::cuMemFree_v2(workspace);
+                let _ = (self.driver.cuMemFree_v2)(workspace);
             }
             for module in modules.into_values() {
-                let _ = sys::cuModuleUnload(module.0);
+                let _ = (self.driver.cuModuleUnload)(module.0);
             }
-            let _ = sys::cuStreamDestroy_v2(self.stream);
-            let _ = sys::cuStreamDestroy_v2(self.copies);
-            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+            let _ = (self.driver.cuStreamDestroy_v2)(self.stream);
+            let _ = (self.driver.cuStreamDestroy_v2)(self.copies);
+            let _ = (self.driver.cuDevicePrimaryCtxRelease_v2)(self.device);
         }
     }
 }
 
-fn properties(name: &str, device: sys::CUdevice) -> Result<Properties> {
+fn properties(driver: &Functions, name: &str, device: sys::CUdevice) -> Result<Properties> {
     use sys::CUdevice_attribute as Attribute;
     let attribute = |attribute: Attribute| {
         let mut value = 0;
         // SAFETY: a device just found; writes one int.
-        let status = unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, device) };
-        check(name, "asking for the GPU's properties", status).map(|()| u32::try_from(value).unwrap_or(0))
+        let status = unsafe { (driver.cuDeviceGetAttribute)(&raw mut value, attribute, device) };
+        check(driver, name, "asking for the GPU's properties", status).map(|()| u32::try_from(value).unwrap_or(0))
     };
     let mut text = [0; 256];
     let mut memory = 0;
     // SAFETY: writes at most 256 bytes with a zero behind, and one size.
     unsafe {
-        check(name, "asking for the GPU's name", sys::cuDeviceGetName(text.as_mut_ptr(), 256, device))?;
-        check(name, "asking for the GPU's memory", sys::cuDeviceTotalMem_v2(&raw mut memory, device))?;
+        check(driver, name, "asking for the GPU's name", (driver.cuDeviceGetName)(text.as_mut_ptr(), 256, device))?;
+        check(driver, name, "asking for the GPU's memory", (driver.cuDeviceTotalMem_v2)(&raw mut memory, device))?;
     }
     // SAFETY: the driver ended it with a zero.
     let text = unsafe { CStr::from_ptr(text.as_ptr()) };
@@ -486,33 +485,59 @@ fn properties(name: &str, device: sys::CUdevice) -> Result<Properties> {
     })
 }
 
-fn check(device: &str, doing: &str, status: sys::CUresult) -> Result<()> {
-    if status == sys::CUresult::CUDA_SUCCESS {
+fn check(driver: &Functions, device: &str, doing: &str, status: Status) -> Result<()> {
+    if status == SUCCESS {
         return Ok(());
     }
-    let problem = format!("failed while {doing}: {}", describe(status));
+    let problem = format!("failed while {doing}: {}", driver.describe(status));
     let error = Error::new(Subject::Device(device.into()), problem);
-    Err(match status {
-        sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-        | sys::CUresult::CUDA_ERROR_LAUNCH_FAILED
-        | sys::CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
-        | sys::CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
-        | sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
-            error.remedy("The last saved state is intact: go on with --resume, on this or on another device")
-        }
-        _ => error,
+    Err(match is_lost(status) {
+        true => error.fault(Fault::Lost).remedy(
+            "Nothing more runs there before the program is started again; `headfirst doctor` shows what is there",
+        ),
+        false => error,
     })
 }
 
-fn describe(status: sys::CUresult) -> String {
-    let mut text = ptr::null();
-    // SAFETY: writes a pointer to a constant text, or null.
-    unsafe {
-        if sys::cuGetErrorString(status, &raw mut text) == sys::CUresult::CUDA_SUCCESS && !text.is_null() {
-            return format!("{} ({status:?})", CStr::from_ptr(text).to_string_lossy());
+/// Whether the driver says of this status that the process has to be started again, or the GPU is gone.
+fn is_lost(status: Status) -> bool {
+    use sys::CUresult as Known;
+    let known = [
+        Known::CUDA_ERROR_DEINITIALIZED,
+        Known::CUDA_ERROR_DEVICE_UNAVAILABLE,
+        Known::CUDA_ERROR_ECC_UNCORRECTABLE,
+        Known::CUDA_ERROR_NVLINK_UNCORRECTABLE,
+        Known::CUDA_ERROR_ILLEGAL_ADDRESS,
+        Known::CUDA_ERROR_LAUNCH_TIMEOUT,
+        Known::CUDA_ERROR_CONTEXT_IS_DESTROYED,
+        Known::CUDA_ERROR_ASSERT,
+        Known::CUDA_ERROR_HARDWARE_STACK_ERROR,
+        Known::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+        Known::CUDA_ERROR_MISALIGNED_ADDRESS,
+        Known::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+        Known::CUDA_ERROR_INVALID_PC,
+        Known::CUDA_ERROR_LAUNCH_FAILED,
+        Known::CUDA_ERROR_EXTERNAL_DEVICE,
+        Known::CUDA_ERROR_UNKNOWN,
+    ];
+    known.into_iter().any(|known| status == known as Status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_is_lost_by_what_ends_its_context_and_not_by_what_can_be_asked_again() {
+        use sys::CUresult as Known;
+        for status in [Known::CUDA_ERROR_UNKNOWN, Known::CUDA_ERROR_INVALID_PC, Known::CUDA_ERROR_EXTERNAL_DEVICE] {
+            assert!(is_lost(status as Status), "{status:?}");
         }
+        for status in [Known::CUDA_SUCCESS, Known::CUDA_ERROR_OUT_OF_MEMORY, Known::CUDA_ERROR_INVALID_VALUE] {
+            assert!(!is_lost(status as Status), "{status:?}");
+        }
+        assert!(!is_lost(u32::MAX));
     }
-    format!("{status:?}")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The CUDA backend. Kernels are in `kernels/`, one file per family of operations; here, one file per operation, is what launches them.
 //!
-//! - [`driver`]: what is asked of a GPU. [`gpu`]: a real one. `emulated`: the kernels on the CPU, thread by thread, for tests.
+//! - [`driver`]: what is asked of a GPU. [`gpu`]: a real one, through NVIDIA's driver ([`interface`]), if it is [`usable`]. `emulated`: the kernels on the CPU, thread by thread, for tests.
 //! - [`arena`], [`context`]: memory of a step, sticky errors, counters. `step`: steps as lists of work and as graphs. [`counted`]: a device that
 //!   does nothing, for `headfirst plan` and for counts. [`embedded`]: the compiled kernels in this binary. [`libraries`]: NVIDIA's own, where they
 //!   are found. [`products`]: what a saved state keeps of who multiplied.
@@ -22,6 +22,7 @@ pub mod emulated;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod gpu;
+pub mod interface;
 pub mod layer_norm;
 pub mod libraries;
 pub mod lstm;
@@ -35,3 +36,4 @@ mod step;
 pub(crate) mod testing;
 #[cfg(all(test, feature = "emulator"))]
 mod tile;
+pub mod usable;

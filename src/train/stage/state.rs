@@ -88,6 +88,8 @@ impl<T: Task> StageRun<'_, T> {
             ..self.updated.clone()
         };
         let position = if waits { &updated } else { &self.position };
+        // What a device that failed hands out is zeros: they must not take the place of the state before.
+        self.session.device.check()?;
         checkpoint::save_state(&self.folder.path, &parts, position)?;
         self.last_save = Instant::now();
         Ok(())
@@ -111,7 +113,9 @@ impl<T: Task> StageRun<'_, T> {
     pub(super) fn keep_epoch(&self, epoch: usize) -> Result<()> {
         if self.keeps_all_epochs() {
             let parameters = &self.learner.parameters;
-            save_weights(self.folder.epoch(epoch), &named_parameters(parameters, &host_values(parameters)), &[])?;
+            let values = host_values(parameters);
+            self.session.device.check()?;
+            save_weights(self.folder.epoch(epoch), &named_parameters(parameters, &values), &[])?;
         }
         Ok(())
     }
