@@ -308,6 +308,17 @@ int headfirst_emulator_argument_kind(int kernel, int index) {
 
 int headfirst_emulator_threads(int kernel) { return exists(kernel) ? kernels()[std::size_t(kernel)].threads : -1; }
 
+// Under AddressSanitizer memory is forbidden to kernels, or permitted again; gives 0 where it is not at work.
+int headfirst_emulator_guard([[maybe_unused]] const void *begin, [[maybe_unused]] unsigned long long bytes, [[maybe_unused]] int on) {
+#ifdef __SANITIZE_ADDRESS__
+    if (on) __asan_poison_memory_region(begin, bytes);
+    else __asan_unpoison_memory_region(begin, bytes);
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 int headfirst_emulator_launch(int kernel, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes, int cooperative,
                               void *const *arguments, int order, unsigned long long seed) {
     if (!exists(kernel)) return 1;

@@ -184,6 +184,10 @@ KERNEL(256, 1) selftest_write(int index, int value) {
 }
 EXPORT(selftest_write);
 
+// The value at `index`, which may lie beside the buffer.
+KERNEL(1, 1) selftest_read(const float *values, int index, float *result) { *result = values[index]; }
+EXPORT(selftest_read);
+
 // What is in the shared memory before anything was written there.
 KERNEL(256, 1) selftest_poison(unsigned *bits) {
     SHARED_MEMORY(unsigned, numbers);

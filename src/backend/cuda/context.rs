@@ -216,6 +216,9 @@ impl Context {
     pub fn take(self: &Arc<Self>, bytes: usize) -> Buffer {
         let place = self.take_from_arena(bytes);
         let (pointer, owner) = place.map_or((0, Owner::Step), |(pointer, offset)| (pointer, Owner::Arena(offset)));
+        if pointer != 0 && self.driver.poisons_memory() {
+            self.fill_taken(pointer, bytes);
+        }
         Buffer { pointer, bytes, owner, context: self.clone() }
     }
 
@@ -307,6 +310,15 @@ impl Context {
         state.arena.extend(offset, length);
         let offset = state.arena.take(bytes).expect("the arena was just extended by as much");
         Some((state.pointer(offset), offset))
+    }
+
+    /// Sets all bits of what was taken, with what it was rounded up by.
+    fn fill_taken(&self, pointer: Pointer, bytes: usize) {
+        let bytes = Arena::rounded(bytes);
+        if !self.noted(|list| list.fill(pointer, 0xff, bytes)) {
+            // SAFETY: the arena gave as many bytes.
+            self.sticky(unsafe { self.driver.fill(pointer, 0xff, bytes) });
+        }
     }
 
     /// Memory for a tensor that outlives steps, of its own.

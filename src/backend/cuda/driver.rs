@@ -150,6 +150,11 @@ pub trait Driver: Debug + Send + Sync {
     /// Device memory, aligned to 256 bytes, not initialised.
     fn allocate(&self, bytes: usize) -> Result<Pointer>;
 
+    /// Whether what is taken from the arena begins as NaN, so that tests see what is read before it was written.
+    fn poisons_memory(&self) -> bool {
+        false
+    }
+
     /// # Safety
     /// `pointer` came from [`Driver::allocate`] and nothing uses it any more, work in flight included.
     unsafe fn release(&self, pointer: Pointer);

@@ -1,13 +1,17 @@
 //! The emulator as a device: the whole CUDA backend runs on it in tests, kernels thread by thread (see `kernels/emulator/`).
 //!
-//! Device memory is host memory that starts as NaN. Captured work is noted and run when it is replayed, as on a GPU. The order
-//! in which threads run is chosen when the device is opened: no result may depend on it.
+//! Device memory is host memory that starts as NaN. Captured work is noted and run when it is replayed, as on a GPU, and what a GPU refuses
+//! meanwhile is refused. What crosses between host and device takes as long as it may (`lanes`). The order in which threads run is chosen when
+//! the device is opened: no result may depend on it.
+
+mod lanes;
 
 use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::emulator::{self, Order};
 use crate::error::{Error, Result, Subject};
+use lanes::Lanes;
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What the emulated device says it has: small numbers, so that tests reach the paths for full machines.
@@ -17,9 +21,10 @@ const MEMORY: u64 = 8 << 30;
 /// Bytes that it has instead.
 const MEMORY_VARIABLE: &str = "HEADFIRST_EMULATOR_MEMORY";
 const ALIGNMENT: usize = 256;
-/// Bytes before and behind every allocation that nothing may write.
+/// Bytes before and behind every allocation that nothing may touch.
 const GUARD: usize = 256;
-const GUARD_BYTE: u8 = 0xA5;
+/// Of an even and of an odd address: NaN in f32 and in bf16, so that a stray read shows; not all ones, so that a stray -1 shows too.
+const GUARD_BYTES: [u8; 2] = [0xc5, 0xff];
 /// Four of these are a NaN.
 const POISON: u8 = 0xFF;
 
@@ -35,6 +40,9 @@ struct State {
     /// Sizes of the live allocations, by address.
     allocations: HashMap<Pointer, usize>,
     allocated: u64,
+    /// Kernels that were asked for, and so are loaded.
+    loaded: HashSet<&'static str>,
+    lanes: Lanes,
     capturing: Option<Vec<Work>>,
     graphs: HashMap<u64, Vec<Work>>,
     next_graph: u64,
@@ -108,13 +116,16 @@ impl Emulated {
         }
     }
 
-    /// That no kernel wrote beyond an allocation.
+    /// That no kernel wrote beyond an allocation. AddressSanitizer, if it is at work, ends the program before.
     fn check_guards(&self) -> Result<()> {
+        if emulator::sanitizes() {
+            return Ok(());
+        }
         for (&pointer, &bytes) in &self.state().allocations {
             for start in [pointer - GUARD as u64, pointer + bytes as u64] {
                 // SAFETY: every allocation has GUARD bytes on either side.
                 let guard = unsafe { std::slice::from_raw_parts(start as *const u8, GUARD) };
-                if guard.iter().any(|&byte| byte != GUARD_BYTE) {
+                if guard != guard_from(start) {
                     return Err(error(format!("a kernel wrote outside an allocation of {bytes} bytes")));
                 }
             }
@@ -128,6 +139,20 @@ impl Emulated {
             None => Ok(()),
         }
     }
+}
+
+/// What the guard that begins at this address holds.
+fn guard_from(start: u64) -> &'static [u8] {
+    const PATTERN: [u8; GUARD + 1] = {
+        let mut pattern = [0; GUARD + 1];
+        let mut place = 0;
+        while place <= GUARD {
+            pattern[place] = GUARD_BYTES[place % 2];
+            place += 1;
+        }
+        pattern
+    };
+    &PATTERN[(start % 2) as usize..][..GUARD]
 }
 
 fn error(problem: impl Into<String>) -> Error {
@@ -148,6 +173,7 @@ impl Driver for Emulated {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Pointer> {
+        self.forbid_capture("allocating memory")?;
         if bytes as u64 > self.free_memory()? {
             return Err(error(format!("out of memory: {bytes} bytes more are needed")));
         }
@@ -157,8 +183,11 @@ impl Driver for Emulated {
             if start.is_null() {
                 return Err(error(format!("out of memory: {bytes} bytes more are needed")));
             }
-            std::ptr::write_bytes(start, GUARD_BYTE, bytes + 2 * GUARD);
             std::ptr::write_bytes(start.add(GUARD), POISON, bytes);
+            for guard in [start, start.add(GUARD + bytes)] {
+                std::ptr::copy_nonoverlapping(guard_from(guard as u64).as_ptr(), guard, GUARD);
+                emulator::forbid(guard, GUARD);
+            }
             start as u64 + GUARD as u64
         };
         let mut state = self.state();
@@ -171,8 +200,13 @@ impl Driver for Emulated {
         let mut state = self.state();
         if let Some(bytes) = state.allocations.remove(&pointer) {
             state.allocated -= bytes as u64;
+            state.lanes.forget(&(pointer..pointer + bytes as u64));
+            let start = (pointer - GUARD as u64) as *mut u8;
             // SAFETY: from `allocate`, with this layout, and only once.
-            unsafe { dealloc((pointer - GUARD as u64) as *mut u8, layout(bytes)) };
+            unsafe {
+                emulator::permit(start, bytes + 2 * GUARD);
+                dealloc(start, layout(bytes));
+            }
         }
     }
 
@@ -184,7 +218,7 @@ impl Driver for Emulated {
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Pointer) -> Result<()> {
-        self.forbid_capture("a download")?;
+        self.synchronize()?;
         // SAFETY: the caller's.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -199,9 +233,16 @@ impl Driver for Emulated {
     }
 
     fn function(&self, _file: &'static str, name: &'static str) -> Result<Function> {
-        emulator::find(name)
-            .map(|index| Function(index as u64))
-            .ok_or_else(|| error(format!("no kernel is called {name}")))
+        let index = emulator::find(name).ok_or_else(|| error(format!("no kernel is called {name}")))?;
+        if !self.state().loaded.contains(name) {
+            self.forbid_capture("loading a kernel")?;
+            self.state().loaded.insert(name);
+        }
+        Ok(Function(index as u64))
+    }
+
+    fn poisons_memory(&self) -> bool {
+        true
     }
 
     fn resident_blocks(&self, _: Function, launch: &Launch) -> Result<u32> {
@@ -239,36 +280,46 @@ impl Driver for Emulated {
 
     unsafe fn send(&self, to: Pointer, from: HostPointer, bytes: usize) -> Result<()> {
         self.forbid_capture("sending")?;
-        self.run(&Work::Copy(to, from, bytes))
+        // SAFETY: the caller's.
+        unsafe { self.state().lanes.send(to, from, bytes) };
+        Ok(())
     }
 
     unsafe fn receive(&self, to: HostPointer, from: Pointer, bytes: usize) -> Result<()> {
         self.forbid_capture("receiving")?;
-        self.run(&Work::Copy(to, from, bytes))
+        // SAFETY: the caller's.
+        unsafe { self.state().lanes.receive(to, from, bytes) };
+        Ok(())
     }
-
-    // Work is done when it is submitted, so an event has always happened.
 
     fn event(&self) -> Result<Event> {
-        Ok(Event(0))
+        Ok(self.state().lanes.event())
     }
 
-    fn release_event(&self, _: Event) {}
-
-    fn signal(&self, _: Event, _: Lane) -> Result<()> {
-        self.forbid_capture("a signal")
+    fn release_event(&self, event: Event) {
+        self.state().lanes.release_event(event);
     }
 
-    fn await_signal(&self, _: Event, _: Lane) -> Result<()> {
-        self.forbid_capture("awaiting a signal")
+    fn signal(&self, event: Event, lane: Lane) -> Result<()> {
+        self.forbid_capture("a signal")?;
+        self.state().lanes.signal(event, lane);
+        Ok(())
     }
 
-    fn wait_for(&self, _: Event) -> Result<()> {
-        self.forbid_capture("waiting")
+    fn await_signal(&self, event: Event, lane: Lane) -> Result<()> {
+        self.forbid_capture("awaiting a signal")?;
+        self.state().lanes.await_signal(event, lane);
+        Ok(())
+    }
+
+    fn wait_for(&self, event: Event) -> Result<()> {
+        self.forbid_capture("waiting")?;
+        self.state().lanes.wait_for(event).map_err(error)
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.forbid_capture("waiting")
+        self.forbid_capture("waiting")?;
+        self.state().lanes.synchronize().map_err(error)
     }
 
     fn begin_capture(&self) -> Result<()> {
@@ -295,3 +346,7 @@ impl Driver for Emulated {
         self.state().graphs.remove(&graph.0);
     }
 }
+
+#[cfg(test)]
+#[path = "emulated_tests.rs"]
+mod tests;

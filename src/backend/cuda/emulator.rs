@@ -125,6 +125,24 @@ pub unsafe fn launch(
     if status == 0 { Ok(()) } else { Err(error()) }
 }
 
+/// Whether the kernels are under AddressSanitizer, which then ends the program where one touches what is forbidden.
+pub fn sanitizes() -> bool {
+    // SAFETY: no bytes.
+    unsafe { (library().guard)(std::ptr::null(), 0, 1) != 0 }
+}
+
+/// Forbids kernels to touch this memory.
+pub fn forbid(begin: *const u8, bytes: usize) {
+    // SAFETY: marks addresses, and touches no memory.
+    unsafe { (library().guard)(begin.cast(), bytes as c_ulonglong, 1) };
+}
+
+/// Takes [`forbid`] back.
+pub fn permit(begin: *const u8, bytes: usize) {
+    // SAFETY: as above.
+    unsafe { (library().guard)(begin.cast(), bytes as c_ulonglong, 0) };
+}
+
 fn error() -> String {
     // SAFETY: a string that ends in 0, which lives until this thread's next call.
     unsafe { CStr::from_ptr((library().error)()) }.to_string_lossy().into_owned()
@@ -138,6 +156,7 @@ struct Library {
     argument_size: unsafe extern "C" fn(kernel: c_int, index: c_int) -> c_int,
     argument_kind: unsafe extern "C" fn(kernel: c_int, index: c_int) -> c_int,
     threads: unsafe extern "C" fn(kernel: c_int) -> c_int,
+    guard: unsafe extern "C" fn(begin: *const c_void, bytes: c_ulonglong, on: c_int) -> c_int,
     launch: LaunchFunction,
 }
 
@@ -177,6 +196,7 @@ impl Library {
                 argument_size: symbol(handle, c"headfirst_emulator_argument_size"),
                 argument_kind: symbol(handle, c"headfirst_emulator_argument_kind"),
                 threads: symbol(handle, c"headfirst_emulator_threads"),
+                guard: symbol(handle, c"headfirst_emulator_guard"),
                 launch: symbol(handle, c"headfirst_emulator_launch"),
             }
         }
@@ -205,6 +225,7 @@ const LINKED: Library = {
         fn headfirst_emulator_argument_size(kernel: c_int, index: c_int) -> c_int;
         fn headfirst_emulator_argument_kind(kernel: c_int, index: c_int) -> c_int;
         fn headfirst_emulator_threads(kernel: c_int) -> c_int;
+        fn headfirst_emulator_guard(begin: *const c_void, bytes: c_ulonglong, on: c_int) -> c_int;
         fn headfirst_emulator_launch(
             kernel: c_int,
             grid: *const c_uint,
@@ -223,6 +244,7 @@ const LINKED: Library = {
         argument_size: headfirst_emulator_argument_size,
         argument_kind: headfirst_emulator_argument_kind,
         threads: headfirst_emulator_threads,
+        guard: headfirst_emulator_guard,
         launch: headfirst_emulator_launch,
     }
 };
@@ -238,6 +260,9 @@ const LINKED: Library = {
     }
     unsafe extern "C" fn of_kernel(_: c_int) -> c_int {
         -1
+    }
+    unsafe extern "C" fn guard(_: *const c_void, _: c_ulonglong, _: c_int) -> c_int {
+        0
     }
     unsafe extern "C" fn of_argument(_: c_int, _: c_int) -> c_int {
         -1
@@ -262,6 +287,7 @@ const LINKED: Library = {
         argument_size: of_argument,
         argument_kind: of_argument,
         threads: of_kernel,
+        guard,
         launch,
     }
 };

@@ -357,17 +357,25 @@ pub fn matmul(
     workspace: Pointer,
 ) {
     let product = Product { m, n, k, a, b, c, c_row_stride, accumulate, arithmetic };
-    compute(context, product, Epilogue::NONE, Plan::new(m, n, k, arithmetic), workspace);
+    compute(context, product, Epilogue::NONE, Plan::new(m, n, k, arithmetic), workspace, true);
 }
 
 /// c = activation(a b + bias), or activation(c + a b + bias), where c's rows lie one behind the other. In one pass by the engine's kernels; where
 /// NVIDIA's library computes the product, the rest is a pass of its own.
 pub fn matmul_with(context: &Arc<Context>, product: Product, epilogue: Epilogue, workspace: Pointer) {
     let Product { m, n, k, arithmetic, .. } = product;
-    compute(context, product, epilogue, Plan::new(m, n, k, arithmetic), workspace);
+    compute(context, product, epilogue, Plan::new(m, n, k, arithmetic), workspace, true);
 }
 
-fn compute(context: &Arc<Context>, mut product: Product, epilogue: Epilogue, plan: Plan, workspace: Pointer) {
+/// `library`: whether NVIDIA's is asked first. Tests of the engine's kernels do not ask it.
+fn compute(
+    context: &Arc<Context>,
+    mut product: Product,
+    epilogue: Epilogue,
+    plan: Plan,
+    workspace: Pointer,
+    library: bool,
+) {
     let Product { m, n, k, a, b, arithmetic, .. } = product;
     if m == 0 || n == 0 {
         return;
@@ -379,7 +387,7 @@ fn compute(context: &Arc<Context>, mut product: Product, epilogue: Epilogue, pla
     let pack_first = plan.tile.packed && arithmetic == Arithmetic::Bf16;
     let by_library = |product: &Product| {
         // SAFETY: the caller answers for the pointers.
-        let done = unsafe { context.library_product(product) };
+        let done = library && unsafe { context.library_product(product) };
         if done && !epilogue.is_none() {
             let bias = (epilogue.bias != 0).then_some(epilogue.bias);
             elementwise::bias_activation(context, product.c, bias, m * n, n, epilogue.activation);
@@ -452,8 +460,8 @@ fn launch(
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
     use super::super::context::Buffer;
-    use super::super::emulated::Emulated;
-    use super::super::emulator::{AVAILABLE, Order};
+    use super::super::emulator::Order;
+    use super::super::testing::Device;
     use super::*;
     use crate::backend::cpu::testing::random;
 
@@ -484,6 +492,8 @@ mod tests {
         order: Order,
         /// Number of the tile and the splits; chosen by the sizes if not given.
         plan: Option<(usize, usize)>,
+        /// On a GPU, whether NVIDIA's library computes it if there is one.
+        library: bool,
     }
 
     impl Case {
@@ -499,6 +509,7 @@ mod tests {
                 activation: Activation::Identity,
                 order: Order::Forward,
                 plan: None,
+                library: false,
             }
         }
 
@@ -523,7 +534,7 @@ mod tests {
 
         fn run_on(&self, a: &[f32], b: &[f32], c: &[f32], bias: &[f32]) -> Vec<f32> {
             let (m, n, k) = self.shape;
-            let context = Context::new("emulator", Box::new(Emulated::new(self.order)));
+            let context = Device::shared(self.order).expect("tests are skipped where there is none").context;
             let (a, _a) = operand(&context, a, m, k, self.a);
             let (b, _b) = operand(&context, b, k, n, self.b);
             let bias = uploaded(&context, bias);
@@ -543,7 +554,11 @@ mod tests {
                 arithmetic: self.arithmetic,
             };
             let epilogue = Epilogue { bias, activation: self.activation };
-            compute(&context, product, epilogue, plan, workspace.pointer());
+            if self.library {
+                matmul_with(&context, product, epilogue, workspace.pointer());
+            } else {
+                compute(&context, product, epilogue, plan, workspace.pointer(), false);
+            }
             let result = context.download(&output, c.len());
             context.check().unwrap();
             result
@@ -554,8 +569,16 @@ mod tests {
             let (_, n, k) = self.shape;
             let (a, b, before, bias) = self.values();
             let result = self.run();
-            let rounded = |x: &[f32]| x.iter().map(|&x| f64::from(rounded(x, self.arithmetic))).collect::<Vec<f64>>();
+            // How the library rounds is not said: each operand is off by a unit of its last place at most.
+            let exact = self.library && self.arithmetic != Arithmetic::F32;
+            let kept = if exact { Arithmetic::F32 } else { self.arithmetic };
+            let rounded = |x: &[f32]| x.iter().map(|&x| f64::from(rounded(x, kept))).collect::<Vec<f64>>();
             let (a, b) = (rounded(&a), rounded(&b));
+            let rounding = match (exact, self.arithmetic) {
+                (true, Arithmetic::Tf32) => 2.0_f64.powi(-10),
+                (true, Arithmetic::Bf16) => 2.0_f64.powi(-8),
+                _ => 0.0,
+            };
             let stride = n + self.c_gap;
             for (place, (&result, &before)) in result.iter().zip(&before).enumerate() {
                 let (i, j) = (place / stride, place % stride);
@@ -579,7 +602,7 @@ mod tests {
                 };
                 // Half an ulp for each of k products, k sums and what follows, each of at most the sum of magnitudes; no activation is steeper
                 // than the identity, and each is right to a few ulp of 1.
-                let bound = magnitude * (2 * k + 8) as f64 * 6e-8;
+                let bound = magnitude * ((2 * k + 8) as f64 * 6e-8 + rounding * (2.0 + rounding));
                 assert!((f64::from(result) - expected).abs() <= bound, "{self:?} ({i}, {j}): {result} for {expected}");
             }
         }
@@ -635,10 +658,7 @@ mod tests {
     }
 
     fn skipped() -> bool {
-        if !AVAILABLE {
-            eprintln!("skipped: the emulator was not built");
-        }
-        !AVAILABLE
+        Device::shared(Order::Forward).is_none()
     }
 
     fn layouts() -> impl Iterator<Item = (Layout, Layout)> {
@@ -662,6 +682,23 @@ mod tests {
                 for (a, b) in layouts() {
                     for (c_gap, accumulate) in [(0, false), (3, true)] {
                         Case { a, b, c_gap, accumulate, ..Case::new(shape, arithmetic) }.check();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_agree_with_sums_in_f64_whoever_computes_them() {
+        if skipped() {
+            return;
+        }
+        // Aligned for the library and not, a product whose operands are packed first, and one that is split.
+        for shape in [(64, 64, 64), (35, 41, 37), (260, 300, 96), (16, 24, 1100)] {
+            for arithmetic in ARITHMETICS {
+                for (a, b) in layouts().take(4) {
+                    for (accumulate, bias) in [(false, false), (true, true)] {
+                        Case { a, b, accumulate, bias, library: true, ..Case::new(shape, arithmetic) }.check();
                     }
                 }
             }

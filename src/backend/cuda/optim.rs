@@ -365,6 +365,9 @@ mod tests {
         let Some(device) = Device::new() else { return };
         let mut both = Both::new(&device, Method::Adam { beta1: 0.9, beta2: 0.999 }, HYPERPARAMETERS, 0);
         let driver = device.context.driver();
+        // A kernel's first use loads it, which a GPU refuses while a graph is captured.
+        let other = Both::new(&device, both.method, HYPERPARAMETERS, 0);
+        update(&device.context, &other.plan, other.state.pointer());
         driver.begin_capture().unwrap();
         update(&device.context, &both.plan, both.state.pointer());
         let graph = driver.end_capture().unwrap();

@@ -443,17 +443,16 @@ fn capture(driver: &dyn Driver, list: &List) -> Result<Graph> {
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
+    use super::{Driver, Recorder};
     use crate::backend::cuda::context::{Buffer, Context};
     use crate::backend::cuda::elementwise::{accumulate, fill, scale};
     use crate::backend::cuda::emulated::Emulated;
     use crate::backend::cuda::emulator::{AVAILABLE, Order};
+    use crate::backend::cuda::testing::Device;
     use std::sync::Arc;
 
     fn context() -> Option<Arc<Context>> {
-        if !AVAILABLE {
-            println!("skipped: there is no C++ compiler, so no emulator");
-        }
-        AVAILABLE.then(|| Context::new("emulator", Box::new(Emulated::new(Order::Forward))))
+        Device::new().map(|device| device.context)
     }
 
     /// sum += 2 input, by way of the arena.
@@ -552,6 +551,28 @@ mod tests {
             recording.run();
         }
         assert_eq!(context.download::<f32>(&sum, 2), [9.0; 2]);
+    }
+
+    #[test]
+    fn input_that_is_overwritten_before_its_step_was_waited_for_is_an_error_on_the_emulator() {
+        if !AVAILABLE {
+            println!("skipped: the emulator was not built");
+            return;
+        }
+        for waits in [true, false] {
+            let driver = Emulated::new(Order::Forward);
+            let mut recorder = Recorder::default();
+            for number in 1..=3 {
+                if !waits {
+                    recorder.halves.iter_mut().for_each(|half| half.in_flight = false);
+                }
+                recorder.begin(&driver).unwrap();
+                recorder.bring(&driver, &[number; 8]).unwrap();
+                recorder.finish(&driver).unwrap();
+            }
+            assert_eq!(driver.synchronize().is_ok(), waits);
+            recorder.release(&driver);
+        }
     }
 
     #[test]

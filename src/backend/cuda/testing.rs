@@ -7,7 +7,7 @@ use super::emulator::{self, Order};
 use crate::device::Backend;
 use bytemuck::Pod;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Elements before a tensor's start: none, and one, so that no access of 16 bytes fits.
 pub const BOTH_ALIGNMENTS: [usize; 2] = [0, 1];
@@ -45,7 +45,23 @@ pub fn for_all_orders(test: impl Fn(&Device)) {
 impl Device {
     /// Threads run forward; none if the emulator was not built.
     pub fn new() -> Option<Self> {
-        Self::of_the_environment().or_else(|| emulator::AVAILABLE.then(|| Self::with(Order::Forward)))
+        Self::in_order(Order::Forward)
+    }
+
+    /// Threads run in this order, if it is the emulator's to say.
+    pub fn in_order(order: Order) -> Option<Self> {
+        let device = Self::of_the_environment().or_else(|| emulator::AVAILABLE.then(|| Self::with(order)));
+        if device.is_none() {
+            println!("skipped: the emulator was not built");
+        }
+        device
+    }
+
+    /// As [`Device::in_order`], but one GPU for all who ask: a test of many small cases need not open it, and load its kernels, for each.
+    pub fn shared(order: Order) -> Option<Self> {
+        static GPU: OnceLock<Option<Arc<Context>>> = OnceLock::new();
+        let gpu = GPU.get_or_init(|| Self::of_the_environment().map(|device| device.context));
+        gpu.clone().map(|context| Device { context }).or_else(|| Self::in_order(order))
     }
 
     /// What HEADFIRST_TEST_DEVICE names, if it is set.

@@ -1,18 +1,14 @@
-//! The promises of `kernels/tile.cuh`, on the emulator: that a lane's registers are where PTX says, and what the products round.
+//! The promises of `kernels/tile.cuh`, on the emulator or a GPU: that a lane's registers are where PTX says, and what the products round.
 
 use super::context::{Buffer, Context};
 use super::driver::{Argument, Launch};
-use super::emulated::Emulated;
-use super::emulator::{AVAILABLE, Order};
+use super::emulator::Order;
+use super::testing::Device;
 use crate::backend::cpu::testing::random;
 use std::sync::Arc;
 
 fn context() -> Option<Arc<Context>> {
-    if !AVAILABLE {
-        eprintln!("skipped: the emulator was not built");
-        return None;
-    }
-    Some(Context::new("emulator", Box::new(Emulated::new(Order::Shuffled(3)))))
+    Device::in_order(Order::Shuffled(3)).map(|device| device.context)
 }
 
 fn uploaded<T: bytemuck::NoUninit>(context: &Arc<Context>, values: &[T]) -> Buffer {
