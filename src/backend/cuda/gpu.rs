@@ -538,11 +538,6 @@ mod tests {
         }
         assert!(!is_lost(u32::MAX));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::release_in;
 
     #[test]
     fn the_drivers_release_is_read_from_what_the_kernel_says() {
