@@ -18,8 +18,9 @@ Written by
 
     python benches/kernel_report.py > docs/results/kernels.md
 
-and `python benches/kernel_report.py --against docs/results/kernels.md` says what has changed since. Shared memory is the static part; occupancy leaves
-the dynamic part out, so there a kernel may have less. Stack and spills in bytes, tensor cores in instructions.
+and `python benches/kernel_report.py --against docs/results/kernels.md` says what has changed since. Shared memory is the static part, which no
+kernel has; occupancy leaves out the dynamic part, so a kernel may have less: [counts.md](counts.md) has the dynamic bytes that training steps launch each with.
+Stack and spills in bytes, tensor cores in instructions.
 
 """
 

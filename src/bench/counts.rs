@@ -63,7 +63,19 @@ fn arena_peak(device: &Device) -> u64 {
 /// The command that writes the report anew.
 pub const REFRESH: &str = "headfirst bench --counts > docs/results/counts.md";
 
-/// `docs/results/counts.md`: whole steps, then the kernels of one of them.
+/// Every step of two models, and the joint and the deepest frozen step of the others; names of rows, or their beginnings.
+const ROWS: [&str; 8] = [
+    "blstm-ctc/4x320/",
+    "awd-lstm/",
+    "ctc-attention/4x320/B16-T200/joint",
+    "ctc-attention/4x320/B16-T200/frozen-2",
+    "vgg-blstm-ctc/6x320/B16-T400/joint",
+    "vgg-blstm-ctc/6x320/B16-T400/frozen-7",
+    "transformer/12+6x256/B8-T800/joint",
+    "transformer/12+6x256/B8-T800/frozen-7",
+];
+
+/// `docs/results/counts.md`: whole steps, then the kernels of one of them, and the shared memory of all.
 ///
 /// # Errors
 /// If a row cannot be counted.
@@ -72,14 +84,19 @@ pub fn report() -> Result<String> {
         "# What a training step asks of a GPU\n\
          Counted without one, by a device that says it is an H200 and does nothing: the backend's own code runs at full size, launches and copies are noted. \
          `cuBLASLt` is absent there, so every product is the engine's own kernel. Written by\n\n    {REFRESH}\n\n\
-         and a test fails where this file is out of date. Registers, shared memory and occupancy of every kernel: [kernels.md](kernels.md).\n\n\
+         and a test fails where this file is out of date. Registers and occupancy of every kernel: [kernels.md](kernels.md).\n\n\
          | row | precision | kernels | requests of the host | graphs | waits for all work | copied | filled | uploads | downloads | allocations | arena |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|\n"
     );
-    let specs = select(&["blstm-ctc/4x320/".into(), "awd-lstm/".into()])?;
+    let specs = select(&ROWS.map(String::from))?;
+    let mut shared: BTreeMap<&str, u32> = BTreeMap::new();
     for spec in &specs {
         for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
             let (tally, arena) = count(spec, arithmetic)?;
+            for (kernel, &bytes) in &tally.shared {
+                let most = shared.entry(kernel).or_default();
+                *most = bytes.max(*most);
+            }
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} B | {} B | {}, {} B | {}, {} B | {} | {} B |",
@@ -108,6 +125,12 @@ pub fn report() -> Result<String> {
     for name in names {
         let cell = |counts: &BTreeMap<&str, u64>| counts.get(*name).map_or("-".into(), u64::to_string);
         let _ = writeln!(text, "| {name} | {} | {} |", cell(&exact), cell(&rounded));
+    }
+    text += "\n## Dynamic shared memory\n\
+             The most that a block of a kernel is given in these steps. A multiprocessor of an H200 has 228 KiB, of which a block takes 1 KiB more; kernels that \
+             are not here have none, or are not run by these steps.\n\n| kernel | bytes |\n|---|---|\n";
+    for (kernel, bytes) in shared.into_iter().filter(|&(_, bytes)| bytes > 0) {
+        let _ = writeln!(text, "| {kernel} | {bytes} |");
     }
     Ok(text)
 }

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Tally {
     /// Launches that ran, by kernel, those of replayed graphs among them.
     pub kernels: BTreeMap<&'static str, u64>,
+    /// The most bytes of dynamic shared memory that a block of each kernel was given.
+    pub shared: BTreeMap<&'static str, u32>,
     /// Requests of the host: launches, copies and fills that no graph made, and graphs.
     pub requests: u64,
     pub graphs: u64,
@@ -41,7 +43,8 @@ impl Tally {
 
 #[derive(Debug, Clone, Copy)]
 enum Work {
-    Launch(&'static str),
+    /// With the bytes of dynamic shared memory.
+    Launch(&'static str, u32),
     Copy(u64),
     Fill(u64),
 }
@@ -71,7 +74,11 @@ impl State {
 
     fn run(&mut self, work: Work) {
         match work {
-            Work::Launch(kernel) => *self.tally.kernels.entry(kernel).or_default() += 1,
+            Work::Launch(kernel, bytes) => {
+                *self.tally.kernels.entry(kernel).or_default() += 1;
+                let shared = self.tally.shared.entry(kernel).or_default();
+                *shared = bytes.max(*shared);
+            }
             Work::Copy(bytes) => self.tally.copied += bytes,
             Work::Fill(bytes) => self.tally.filled += bytes,
         }
@@ -191,9 +198,9 @@ impl Driver for Counted {
         Ok(self.properties.multiprocessors * (2048 / threads.max(1)).min(shared))
     }
 
-    unsafe fn launch(&self, function: Function, _: &Launch, _: &[Argument]) -> Result<()> {
+    unsafe fn launch(&self, function: Function, launch: &Launch, _: &[Argument]) -> Result<()> {
         let (_, name) = self.kernel(function)?;
-        self.state().submit(Work::Launch(name));
+        self.state().submit(Work::Launch(name, launch.shared));
         Ok(())
     }
 
