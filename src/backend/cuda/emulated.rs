@@ -5,9 +5,10 @@
 
 use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::emulator::{self, Order};
-use crate::error::{Error, Result, Subject};
+use crate::error::{Error, Fault, Result, Subject};
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What the emulated device says it has: small numbers, so that tests reach the paths for full machines.
@@ -16,6 +17,8 @@ const SHARED_PER_BLOCK: u32 = 227 * 1024;
 const MEMORY: u64 = 8 << 30;
 /// Bytes that it has instead.
 const MEMORY_VARIABLE: &str = "HEADFIRST_EMULATOR_MEMORY";
+/// The number of the download that fails, counted from 1, and everything after it, as on a GPU that is lost; none if it is not set.
+const FAILURE_VARIABLE: &str = "HEADFIRST_EMULATOR_FAILING_DOWNLOAD";
 const ALIGNMENT: usize = 256;
 /// Bytes before and behind every allocation that nothing may write.
 const GUARD: usize = 256;
@@ -27,6 +30,8 @@ const POISON: u8 = 0xFF;
 pub struct Emulated {
     properties: Properties,
     order: Order,
+    failing_download: Option<u64>,
+    downloads: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -34,6 +39,8 @@ pub struct Emulated {
 struct State {
     /// Sizes of the live allocations, by address.
     allocations: HashMap<Pointer, usize>,
+    /// Those of them that stand for the host's own memory.
+    of_host: HashSet<Pointer>,
     allocated: u64,
     capturing: Option<Vec<Work>>,
     graphs: HashMap<u64, Vec<Work>>,
@@ -58,7 +65,8 @@ impl Emulated {
             memory,
             cooperative: true,
         };
-        Emulated { properties, order, state: Mutex::default() }
+        let failing_download = std::env::var(FAILURE_VARIABLE).ok().and_then(|number| number.parse().ok());
+        Emulated { properties, order, failing_download, downloads: AtomicU64::new(0), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,6 +130,22 @@ impl Emulated {
         Ok(())
     }
 
+    /// Memory with guards around it.
+    fn guarded(&self, bytes: usize) -> Result<Pointer> {
+        // SAFETY: the layout is not empty; poison and guards lie inside it.
+        let pointer = unsafe {
+            let start = alloc(layout(bytes));
+            if start.is_null() {
+                return Err(error(format!("out of memory: {bytes} bytes more are needed")));
+            }
+            std::ptr::write_bytes(start, GUARD_BYTE, bytes + 2 * GUARD);
+            std::ptr::write_bytes(start.add(GUARD), POISON, bytes);
+            start as u64 + GUARD as u64
+        };
+        self.state().allocations.insert(pointer, bytes);
+        Ok(pointer)
+    }
+
     fn forbid_capture(&self, what: &str) -> Result<()> {
         match self.state().capturing {
             Some(_) => Err(error(format!("{what} is not allowed while a graph is captured"))),
@@ -149,29 +173,20 @@ impl Driver for Emulated {
 
     fn allocate(&self, bytes: usize) -> Result<Pointer> {
         if bytes as u64 > self.free_memory()? {
-            return Err(error(format!("out of memory: {bytes} bytes more are needed")));
+            return Err(error(format!("out of memory: {bytes} bytes more are needed")).fault(Fault::OutOfMemory));
         }
-        // SAFETY: the layout is not empty; poison and guards lie inside it.
-        let pointer = unsafe {
-            let start = alloc(layout(bytes));
-            if start.is_null() {
-                return Err(error(format!("out of memory: {bytes} bytes more are needed")));
-            }
-            std::ptr::write_bytes(start, GUARD_BYTE, bytes + 2 * GUARD);
-            std::ptr::write_bytes(start.add(GUARD), POISON, bytes);
-            start as u64 + GUARD as u64
-        };
-        let mut state = self.state();
-        state.allocations.insert(pointer, bytes);
-        state.allocated += bytes as u64;
+        let pointer = self.guarded(bytes)?;
+        self.state().allocated += bytes as u64;
         Ok(pointer)
     }
 
     unsafe fn release(&self, pointer: Pointer) {
         let mut state = self.state();
         if let Some(bytes) = state.allocations.remove(&pointer) {
-            state.allocated -= bytes as u64;
-            // SAFETY: from `allocate`, with this layout, and only once.
+            if !state.of_host.remove(&pointer) {
+                state.allocated -= bytes as u64;
+            }
+            // SAFETY: from `guarded`, with this layout, and only once.
             unsafe { dealloc((pointer - GUARD as u64) as *mut u8, layout(bytes)) };
         }
     }
@@ -185,6 +200,11 @@ impl Driver for Emulated {
 
     unsafe fn download(&self, to: &mut [u8], from: Pointer) -> Result<()> {
         self.forbid_capture("a download")?;
+        let number = self.downloads.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.failing_download.is_some_and(|failing| number >= failing) {
+            return Err(error(format!("failed while copying from the GPU: download {number} was made to fail"))
+                .fault(Fault::Lost));
+        }
         // SAFETY: the caller's.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -229,7 +249,9 @@ impl Driver for Emulated {
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer> {
-        self.allocate(bytes)
+        let pointer = self.guarded(bytes)?;
+        self.state().of_host.insert(pointer);
+        Ok(pointer)
     }
 
     unsafe fn release_host(&self, pointer: HostPointer) {

@@ -51,6 +51,8 @@ pub struct StageStart<'a> {
     pub classifier: Option<&'a Weights>,
     /// What the result says about where the classifier is from.
     pub classifier_name: Option<String>,
+    /// Who computed the products of the run's stage before this one, on a GPU.
+    pub products_before: Option<&'a str>,
 }
 
 /// Trains a stage, going on from its saved state if there is one.
@@ -113,7 +115,11 @@ impl<'a, T: Task> StageRun<'a, T> {
         let mut carried = session.task.carried(session.device);
         let mut run_parts = (None, None);
         let position = match state {
-            None => Position::default(),
+            None => {
+                let note = start.products_before.and_then(|before| session.device.other_products(before));
+                note.iter().for_each(|note| session.progress.borrow_mut().message(note));
+                Position::default()
+            }
             Some(state) => {
                 if let Some(note) =
                     state.rest.products.as_ref().and_then(|products| session.device.recall_products(products))
@@ -314,6 +320,9 @@ impl<'a, T: Task> StageRun<'a, T> {
             self.keep_epoch(epoch)?;
             let best = self.best.as_ref().ok_or_else(|| Error::program("no best weights to go back to"))?;
             read_parameters(&mut self.learner.parameters, best, |_| true)?;
+        }
+        for note in self.session.device.take_notes() {
+            self.session.progress.borrow_mut().message(&note);
         }
         self.session.progress.borrow_mut().finish_epoch(&record);
         self.write_board(&record)?;

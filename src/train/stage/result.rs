@@ -57,9 +57,10 @@ impl<T: Task> StageRun<'_, T> {
                 optimizer_state: ledger.live(Category::OptimizerState),
                 kept_activations: self.position.kept_activations,
                 peak: ledger.peak_total(),
-                arena: self.session.device.memory_on_gpu().map_or(0, |(arena, _)| arena),
+                arena: self.session.device.memory_on_gpu().map_or(0, |memory| memory.arena),
                 process_peak: process_peak(),
             },
+            products: self.session.device.products().map(|products| products.by),
             movement,
         })
     }
