@@ -102,6 +102,26 @@ pub enum Backend<'a> {
     Plan,
 }
 
+/// Bytes of a GPU's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuMemory {
+    /// The most that tensors held in the arena at one instant.
+    pub arena: u64,
+    /// What an arena in one piece has to have for that: gaps included.
+    pub reach: u64,
+    /// What outlives steps, and what crosses.
+    pub lasting: u64,
+    /// Held by the vendor's library of products.
+    pub library: u64,
+}
+
+impl GpuMemory {
+    /// What has to be there.
+    pub fn needed(&self) -> u64 {
+        self.reach + self.lasting + self.library
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     kind: DeviceKind,
@@ -144,10 +164,19 @@ impl Device {
         device
     }
 
-    /// Of a GPU: the most bytes that its arena held, and what it has to have for that and for what lasts.
-    pub fn memory_on_gpu(&self) -> Option<(u64, u64)> {
-        let counters = self.0.context.as_ref()?.counters();
-        Some((counters.arena_peak, counters.arena_peak + counters.lasting))
+    /// What was taken of a GPU's memory.
+    pub fn memory_on_gpu(&self) -> Option<GpuMemory> {
+        let context = self.0.context.as_ref()?;
+        let counters = context.counters();
+        let library = context.driver().library_memory();
+        Some(GpuMemory { arena: counters.arena_peak, reach: counters.arena_reach, lasting: counters.lasting, library })
+    }
+
+    /// Gives a GPU's arena, if it is empty, so many bytes in one piece; a CPU has none.
+    pub fn prepare_arena(&self, bytes: u64) {
+        if let (Some(context), Ok(bytes)) = (&self.0.context, usize::try_from(bytes)) {
+            context.prepare_arena(bytes);
+        }
     }
 
     /// Bytes that are free on a GPU.
@@ -198,6 +227,16 @@ impl Device {
     /// Has them computed as they were when a state was saved; gives what is to be told if that cannot be.
     pub fn recall_products(&self, earlier: &Products) -> Option<String> {
         self.0.context.as_ref()?.recall_products(earlier)
+    }
+
+    /// What is to be told if products were computed by somebody else earlier, in a stage of the same run.
+    pub fn other_products(&self, earlier_by: &str) -> Option<String> {
+        self.0.context.as_ref()?.other_products(earlier_by)
+    }
+
+    /// What a GPU does otherwise than it was meant to, without an error: each is told once.
+    pub fn take_notes(&self) -> Vec<String> {
+        self.0.context.as_ref().map(|context| context.take_notes()).unwrap_or_default()
     }
 
     /// Begins a training step, on a GPU: what is asked of it runs when the recording is run.

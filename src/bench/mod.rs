@@ -55,6 +55,9 @@ pub struct Row {
     pub floor: Option<Floor>,
     /// Kernels that a GPU was given, per run.
     pub launches: u64,
+    /// Steps that became graphs on a GPU, and how often one was run, of all runs of the row.
+    pub graphs: u64,
+    pub replays: u64,
     /// The largest sum of tensors on the device at one instant.
     pub peak_bytes: u64,
     /// What a GPU's memory held for that, as it was asked for: the arena, and what lasts. 0 on a CPU.
@@ -103,6 +106,7 @@ pub fn measure(device: &Device, spec: &Spec, options: Options, limits: Option<&L
     wait(device)?;
     let once = options.once || spec.kind == Kind::Epoch;
     let before = (device.operations(), launches(device));
+    let graphs_before = graphs(device);
     let first = {
         let _range = nvtx.range(&spec.name());
         elapsed(device, || (prepared.run)(0))?
@@ -110,6 +114,7 @@ pub fn measure(device: &Device, spec: &Spec, options: Options, limits: Option<&L
     let operations = device.operations() - before.0;
     let launches = launches(device) - before.1;
     let (mut times, runs) = if once { (vec![first], 1) } else { repeat(device, &mut prepared, options, nvtx, spec)? };
+    let (graphs, replays) = graphs(device);
     times.sort_by(f64::total_cmp);
     let at = |quarters: usize| times[(times.len() - 1) * quarters / 4] * 1e3;
     let median_ms = median(&times) * 1e3;
@@ -129,6 +134,8 @@ pub fn measure(device: &Device, spec: &Spec, options: Options, limits: Option<&L
         gb_per_second: prepared.bytes as f64 / median_ms / 1e6,
         floor,
         launches,
+        graphs: graphs - graphs_before.0,
+        replays: replays - graphs_before.1,
         peak_bytes: device.ledger().peak_total(),
         held_bytes: held(device),
     })
@@ -248,6 +255,16 @@ fn held(device: &Device) -> u64 {
 }
 
 /// Kernels launched on a GPU so far.
+fn graphs(device: &Device) -> (u64, u64) {
+    match device.backend() {
+        Backend::Cuda(context) => {
+            let counters = context.counters();
+            (counters.graphs, counters.replays)
+        }
+        _ => (0, 0),
+    }
+}
+
 fn launches(device: &Device) -> u64 {
     match device.backend() {
         Backend::Cuda(context) => context.counters().launches,

@@ -312,6 +312,8 @@ mod tests {
             gb_per_second: 1.0,
             floor: None,
             launches: 0,
+            graphs: 0,
+            replays: 0,
             peak_bytes: 0,
             held_bytes: 0,
         };

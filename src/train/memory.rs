@@ -8,15 +8,25 @@ use crate::recipe::Recipe;
 use crate::train::plan::needs;
 use crate::train::task::Task;
 
-/// Checks the stage that is trained next; a CPU is not asked.
+/// The bytes that the arena of a GPU has to have for this stage, in one piece.
+///
+/// # Errors
+/// If the data does not fit the model.
+pub fn arena<T: Task>(recipe: &Recipe, task: &T, device: &Device, stage: &Stage) -> Result<Option<u64>> {
+    device.memory_on_gpu().map(|_| Ok(needs(recipe, task, &stage.frozen, device)?.arena_reach)).transpose()
+}
+
+/// Checks the stage that is trained next, and gives the bytes that its arena has to have; a CPU is not asked.
 ///
 /// # Errors
 /// If the memory that is free is not enough for its largest batch: says how much is needed, and which batch, or what frozen, would fit.
-pub fn check<T: Task>(recipe: &Recipe, task: &T, device: &Device, stage: &Stage) -> Result<()> {
-    let Some(free) = device.free_memory()? else { return Ok(()) };
+pub fn check<T: Task>(recipe: &Recipe, task: &T, device: &Device, stage: &Stage) -> Result<Option<u64>> {
+    // Asked for first, so that the library of products is there, and what it holds is no longer among what is free.
+    let Some(held) = device.memory_on_gpu() else { return Ok(None) };
+    let free = device.free_memory()?.unwrap_or(0) + held.library;
     let needed = needs(recipe, task, &stage.frozen, device)?;
     if needed.device_memory <= free {
-        return Ok(());
+        return Ok(Some(needed.arena_reach));
     }
     let (key, mut size) = task.batch_size();
     let mut fits = false;

@@ -67,8 +67,12 @@ pub struct Needs {
     pub epoch: Work,
     /// Of an epoch: the validation set.
     pub validation_operations: u64,
-    /// Bytes that have to be free: on a GPU more than the peak, for what crosses and for what the optimiser knows of its tensors.
+    /// Bytes that have to be free: on a GPU more than the peak, for the arena's gaps, what crosses, what the optimiser knows of its
+    /// tensors, and the library of products. Kernels, graphs and what the driver rounds up come on top.
     pub device_memory: u64,
+    /// Of those, what the arena has to have in one piece.
+    #[serde(skip)]
+    pub arena_reach: u64,
     /// The batch with the largest peak; with it training finds out soonest if the memory is enough.
     pub largest_batch: BatchForecast,
 }
@@ -226,6 +230,9 @@ pub fn needs<T: Task>(recipe: &Recipe, task: &T, frozen_groups: &[usize], device
             needs.validation_operations = device.operations() - before;
         }
     }
-    (needs.memory.arena, needs.device_memory) = device.memory_on_gpu().unwrap_or((0, needs.memory.peak));
+    needs.device_memory = needs.memory.peak;
+    if let Some(memory) = device.memory_on_gpu() {
+        (needs.memory.arena, needs.arena_reach, needs.device_memory) = (memory.arena, memory.reach, memory.needed());
+    }
     Ok(needs)
 }

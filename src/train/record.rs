@@ -134,6 +134,9 @@ pub struct StageResult {
     pub accepted: bool,
     pub seconds: f64,
     pub memory: MemoryRecord,
+    /// Who computed the matrix products on a GPU when the stage ended: the engine's kernels, or a library with its version and the GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub products: Option<String>,
     pub movement: Vec<LayerMovement>,
     /// A few decoded validation utterances.
     pub samples: Vec<Transcript>,

@@ -2,7 +2,7 @@
 
 use crate::cascade::{Next, Plan, PlanOptions, Results, Source, Stage, StageId, Strategy};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Fault, Result};
 use crate::files::write_bytes;
 use crate::models::Network;
 use crate::recipe::{self, Recipe};
@@ -57,20 +57,39 @@ struct Place<'a> {
 fn train_task<T: Task>(task: &T, place: &Place<'_>, classifiers: Vec<WeightsReference>) -> Result<RunResult> {
     let Place { recipe, folder, device, progress, stop, is_new } = *place;
     let mut run = Run::open(recipe, folder, device, task, classifiers)?;
-    if let Some((_, stage)) = run.next_stage() {
-        memory::check(recipe, task, device, &stage)?;
-    }
+    let mut arena = match run.next_stage() {
+        Some((_, stage)) => memory::check(recipe, task, device, &stage)?,
+        None => None,
+    };
     if is_new {
         write_start(recipe, folder, task.kept()?)?;
     }
     run.save()?;
     let session = Session { device, recipe, task, folder, progress, stop };
     while let Some(stage) = run.next_stage() {
-        run.train(&session, &stage)?;
+        // Of the first one it is known already.
+        let bytes =
+            arena.take().map_or_else(|| memory::arena(recipe, task, device, &stage.1), |bytes| Ok(Some(bytes)))?;
+        bytes.into_iter().for_each(|bytes| device.prepare_arena(bytes));
+        run.train(&session, &stage).map_err(|error| advise(error, task.batch_size().0))?;
     }
     run.result.finished = true;
     run.save()?;
     Ok(run.result)
+}
+
+/// A device's error with what is to be done about it in a training: only here it is known that states are saved, and which key makes batches
+/// smaller.
+fn advise(error: Error, batch_key: &str) -> Error {
+    match error.fault {
+        None => error,
+        Some(Fault::OutOfMemory) => {
+            error.remedy(format!("Lower {batch_key}; `headfirst plan` says what a batch and each frozen stage need"))
+        }
+        Some(Fault::Lost) => {
+            error.remedy("The last saved state is intact: go on with --resume, on this or on another device")
+        }
+    }
 }
 
 /// The strategy of each seed, with its plan.
@@ -187,8 +206,13 @@ impl<'a> Run<'a> {
 
     fn train<T: Task>(&mut self, session: &Session<'_, T>, (seed, stage): &(u64, Stage)) -> Result<()> {
         let (classifier, classifier_name) = self.classifier(stage)?;
-        let start =
-            StageStart { stage, seeds: self.recipe.seeds_for(*seed), classifier: classifier.as_ref(), classifier_name };
+        let start = StageStart {
+            stage,
+            seeds: self.recipe.seeds_for(*seed),
+            classifier: classifier.as_ref(),
+            classifier_name,
+            products_before: self.result.stages.last().and_then(|before| before.products.as_deref()),
+        };
         let result = train_stage(session, &start)?;
         session.progress.borrow_mut().message(&stage_summary(&result));
         session.device.trim();

@@ -14,6 +14,7 @@ pub struct Arena {
     capacity: usize,
     used: usize,
     peak: usize,
+    reach: usize,
 }
 
 impl Arena {
@@ -37,6 +38,7 @@ impl Arena {
         }
         self.used += bytes;
         self.peak = self.peak.max(self.used);
+        self.reach = self.reach.max(start + bytes);
         Some(start)
     }
 
@@ -72,6 +74,11 @@ impl Arena {
         self.peak
     }
 
+    /// The highest end of anything ever taken: with the gaps that were below it, more than the peak.
+    pub fn reach(&self) -> usize {
+        self.reach
+    }
+
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -94,6 +101,27 @@ mod tests {
         }
         assert_eq!(arena.take(4096), Some(0));
         assert_eq!(arena.peak(), 4096);
+    }
+
+    #[test]
+    fn an_arena_as_large_as_another_reached_takes_the_same_tensors() {
+        let takes = |arena: &mut Arena| -> Vec<Option<usize>> {
+            let first = arena.take(1000);
+            let second = arena.take(1000);
+            first.into_iter().for_each(|place| arena.put(place, 1000));
+            // Does not fit where the first was.
+            vec![first, second, arena.take(2000)]
+        };
+        let mut large = Arena::default();
+        large.extend(0, 1 << 20);
+        let places = takes(&mut large);
+        assert_eq!((large.peak(), large.reach()), (3072, 4096));
+        let mut exact = Arena::default();
+        exact.extend(0, large.reach());
+        assert_eq!(takes(&mut exact), places);
+        let mut short = Arena::default();
+        short.extend(0, large.reach() - ALIGNMENT);
+        assert_eq!(takes(&mut short)[2], None);
     }
 
     proptest! {

@@ -151,10 +151,21 @@ impl Context {
     /// As [`Driver::recall_products`]; gives what is to be told if products were computed elsewhere then.
     pub fn recall_products(&self, earlier: &Products) -> Option<String> {
         self.driver.recall_products(earlier);
+        self.other_products(&earlier.by)
+    }
+
+    /// What is to be told if products are computed by others here than they were.
+    pub fn other_products(&self, earlier_by: &str) -> Option<String> {
         let now = self.driver.products().by;
-        (now != earlier.by).then(|| {
-            format!("products were computed by {} before and are by {now} from here on: results may differ in their last bits", earlier.by)
+        (now != earlier_by).then(|| {
+            format!("products were computed by {earlier_by} before and are by {now} from here on: results may differ in their last bits")
         })
+    }
+
+    /// What works otherwise than it was meant to, without an error: each is told once.
+    pub fn take_notes(&self) -> Vec<String> {
+        let of_graphs = self.state().recorder.take_note();
+        of_graphs.into_iter().chain(self.driver.take_note()).collect()
     }
 
     /// The first error since the device was opened.
@@ -224,7 +235,10 @@ impl Context {
 
     /// A device like this one that counts what it is asked for, and does nothing.
     pub fn counted(self: &Arc<Self>) -> Arc<Self> {
-        Self::new("plan", Box::new(Counted::new(self.clone())))
+        let counted = Self::new("plan", Box::new(Counted::new(self.clone())));
+        // One chunk without an end: how far it is used is what a real one has to have.
+        counted.prepare_arena(1 << 60);
+        counted
     }
 
     /// Begins a step: until it is run, work is noted ([`super::step`]).
@@ -301,13 +315,10 @@ impl Context {
         drop(state);
         let (pointer, length) = match self.driver.allocate(wish) {
             Ok(pointer) => (pointer, wish),
-            Err(_) => (self.sticky(self.driver.allocate(need))?, need),
+            Err(_) => (self.sticky(self.allocate_at_any_cost(need))?, need),
         };
         state = self.state();
-        // A gap between chunks, so that no range spans two.
-        let offset = state.chunks.last().map_or(0, |last| (last.offset + last.bytes + 1).next_multiple_of(CHUNK));
-        state.chunks.push(Chunk { offset, pointer, bytes: length });
-        state.arena.extend(offset, length);
+        state.add_chunk(pointer, length);
         let offset = state.arena.take(bytes).expect("the arena was just extended by as much");
         Some((state.pointer(offset), offset))
     }
@@ -321,9 +332,30 @@ impl Context {
         }
     }
 
+    /// Gives an empty arena so many bytes in one piece, so that steps find them there. If they cannot be had, it grows as it is used.
+    pub fn prepare_arena(&self, bytes: usize) {
+        if bytes == 0 || self.failed() || self.state().arena.capacity() > 0 {
+            return;
+        }
+        let bytes = Arena::rounded(bytes);
+        if let Ok(pointer) = self.driver.allocate(bytes) {
+            self.state().add_chunk(pointer, bytes);
+        }
+    }
+
+    /// Gives up the graphs, for which the driver keeps memory, rather than fail.
+    fn allocate_at_any_cost(&self, bytes: usize) -> Result<Pointer> {
+        let allocated = self.driver.allocate(bytes);
+        if allocated.is_ok() || !self.state().recorder.forget(&*self.driver) {
+            return allocated;
+        }
+        self.driver.synchronize()?;
+        self.driver.allocate(bytes)
+    }
+
     /// Memory for a tensor that outlives steps, of its own.
     pub fn allocate(self: &Arc<Self>, bytes: usize) -> Buffer {
-        let pointer = (!self.failed()).then(|| self.driver.allocate(Arena::rounded(bytes)));
+        let pointer = (!self.failed()).then(|| self.allocate_at_any_cost(Arena::rounded(bytes)));
         let pointer = pointer.and_then(|pointer| self.sticky(pointer)).unwrap_or(0);
         let owner = if pointer == 0 { Owner::Step } else { Owner::Buffer };
         if pointer != 0 {
@@ -354,6 +386,9 @@ impl Context {
     /// # Safety
     /// The arguments are those that the kernel declares, and its pointers hold what it reads and writes.
     pub unsafe fn launch(&self, file: &'static str, kernel: &'static str, launch: &Launch, arguments: &[Argument]) {
+        if arguments.contains(&Argument::TOO_LARGE) {
+            self.sticky::<()>(Err(self.too_large(kernel)));
+        }
         let Some(function) = self.function(file, kernel) else { return };
         self.launches.fetch_add(1, Ordering::Relaxed);
         if self.noted(|list| list.launch(function, launch, arguments)) {
@@ -361,6 +396,12 @@ impl Context {
         }
         // SAFETY: the caller's.
         self.sticky(unsafe { self.driver.launch(function, launch, arguments) });
+    }
+
+    fn too_large(&self, kernel: &str) -> Error {
+        let problem = format!("the kernel {kernel} was asked to count to 2^31 or beyond, which it cannot");
+        Error::new(Subject::Device(self.name.clone()), problem)
+            .remedy("Take smaller batches, or a model with smaller layers")
     }
 
     /// Has the vendor's library compute a product, if it does. After an error nothing is left to be computed.
@@ -478,6 +519,7 @@ impl Context {
             lasting: self.owned.load(Ordering::Relaxed) + state.recorder.bytes(),
             arena_used: state.arena.used() as u64,
             arena_peak: state.arena.peak() as u64,
+            arena_reach: state.arena.reach() as u64,
             arena_capacity: state.arena.capacity() as u64,
             graphs: state.recorder.graphs,
             replays: state.recorder.replays,
@@ -496,6 +538,8 @@ pub struct Counters {
     pub lasting: u64,
     pub arena_used: u64,
     pub arena_peak: u64,
+    /// Of one chunk, what the same tensors in the same order need: the peak and the gaps below it.
+    pub arena_reach: u64,
     pub arena_capacity: u64,
     /// Steps that became graphs, and how often a graph was run.
     pub graphs: u64,
@@ -503,6 +547,13 @@ pub struct Counters {
 }
 
 impl State {
+    /// A gap lies between chunks, so that no range spans two.
+    fn add_chunk(&mut self, pointer: Pointer, bytes: usize) {
+        let offset = self.chunks.last().map_or(0, |last| (last.offset + last.bytes + 1).next_multiple_of(CHUNK));
+        self.chunks.push(Chunk { offset, pointer, bytes });
+        self.arena.extend(offset, bytes);
+    }
+
     fn pointer(&self, offset: usize) -> Pointer {
         let index = self.chunks.partition_point(|chunk| chunk.offset <= offset) - 1;
         let chunk = &self.chunks[index];

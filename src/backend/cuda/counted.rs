@@ -143,6 +143,10 @@ impl Driver for Counted {
         self.real.as_ref().map_or(Ok(self.properties.memory), |real| real.driver().free_memory())
     }
 
+    fn library_memory(&self) -> u64 {
+        self.real.as_ref().map_or(0, |real| real.driver().library_memory())
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Pointer> {
         let mut state = self.state();
         state.tally.allocations += 1;

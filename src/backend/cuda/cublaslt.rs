@@ -26,7 +26,7 @@ const WANTED: Wanted = Wanted {
     packages: &["cu13", "cublas"],
 };
 /// What NVIDIA recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub const WORKSPACE: usize = 32 << 20;
 /// The best alignment that the heuristic knows of.
 const ALIGNMENT: u64 = 256;
 
@@ -177,6 +177,16 @@ pub struct CublasLt {
     prepared: Mutex<HashMap<Shape, Option<Prepared>>>,
     /// Algorithms that were chosen before this stage was resumed, by [`Shape::key`].
     recalled: Mutex<BTreeMap<String, Algorithm>>,
+    /// Why the library failed to choose an algorithm, until it is told.
+    failed_choice: Mutex<FailedChoice>,
+}
+
+#[derive(Debug, Default)]
+enum FailedChoice {
+    #[default]
+    None,
+    First(String),
+    Told,
 }
 
 // SAFETY: handles may be used from any thread that has made the GPU's context current; calls are serialised by the lock.
@@ -309,6 +319,7 @@ impl CublasLt {
             stream,
             prepared: Mutex::default(),
             recalled: Mutex::default(),
+            failed_choice: Mutex::default(),
         };
         opened.workspace = allocate(WORKSPACE).map_err(|error| error.problem)?;
         Ok(opened)
@@ -342,25 +353,41 @@ impl CublasLt {
         self.workspace
     }
 
-    /// Whether the library has an algorithm for this product. The first of a shape asks the heuristic.
-    ///
-    /// # Errors
-    /// What the library says.
-    pub fn takes(&self, product: &Product) -> Result<bool, String> {
+    /// Whether the library has an algorithm for this product. The first of a shape asks the heuristic; if it fails, the product is the engine's
+    /// own kernel's from then on, as if there were none.
+    pub fn takes(&self, product: &Product) -> bool {
         let Product { m, n, k, a, b, .. } = *product;
         // Nothing to compute with, or two types of operands, which the library does not mix.
         if m == 0 || n == 0 || k == 0 || a.storage != b.storage {
-            return Ok(false);
+            return false;
         }
         let shape = Shape::new(product);
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(match prepared.get(&shape) {
-            Some(known) => known.is_some(),
-            None => {
-                let new = self.prepare(&shape)?;
-                prepared.entry(shape).or_insert(new).is_some()
+        let new = || self.prepare(&shape).unwrap_or_else(|reason| self.note_failed_choice(&shape, reason));
+        prepared.entry(shape).or_insert_with(new).is_some()
+    }
+
+    fn note_failed_choice(&self, shape: &Shape, reason: String) -> Option<Prepared> {
+        let mut failed = self.failed_choice.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*failed, FailedChoice::None) {
+            let (m, n, k) = shape.sizes;
+            *failed = FailedChoice::First(format!(
+                "{reason}; the product of {m} x {k} and {k} x {n}, and whatever else it fails for, is computed by the engine's kernels"
+            ));
+        }
+        None
+    }
+
+    /// Why the library failed to choose an algorithm for the first time; told once.
+    pub fn take_note(&self) -> Option<String> {
+        let mut failed = self.failed_choice.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *failed, FailedChoice::Told) {
+            FailedChoice::First(note) => Some(note),
+            before => {
+                *failed = before;
+                None
             }
-        })
+        }
     }
 
     /// Puts a product that the library [takes](Self::takes) on the stream.

@@ -94,9 +94,12 @@ impl Argument {
     /// An absent operand: the null pointer.
     pub const NONE: Argument = Argument::Pointer(0);
 
-    /// A size or index below 2^31, which [`super::context::Context`] holds every tensor's dimensions to.
+    /// What [`Argument::int`] makes of a number that is too large: [`super::context::Context::launch`] runs no kernel with it.
+    pub const TOO_LARGE: Argument = Argument::Int(i32::MAX);
+
+    /// A size or index below 2^31 - 1.
     pub fn int(value: usize) -> Self {
-        Argument::Int(i32::try_from(value).unwrap_or(i32::MAX))
+        i32::try_from(value).map_or(Argument::TOO_LARGE, Argument::Int)
     }
 
     pub fn long(value: usize) -> Self {
@@ -205,6 +208,11 @@ pub trait Driver: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Bytes of device memory that the vendor's library holds, if it is there; it is loaded to answer.
+    fn library_memory(&self) -> u64 {
+        0
+    }
+
     /// Who computes products here, with the choices made so far.
     fn products(&self) -> Products {
         Products::of_kernels()
@@ -212,6 +220,11 @@ pub trait Driver: Debug + Send + Sync {
 
     /// Has products computed as they were then, if that was here; else no choice is taken over. Called before the first product.
     fn recall_products(&self, _: &Products) {}
+
+    /// What works otherwise than it was meant to, without an error; told once.
+    fn take_note(&self) -> Option<String> {
+        None
+    }
 
     /// Memory of the host that the device reads and writes by itself, not initialised.
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer>;
@@ -260,4 +273,33 @@ pub trait Driver: Debug + Send + Sync {
     unsafe fn replay(&self, graph: Graph) -> Result<()>;
 
     fn release_graph(&self, graph: Graph);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::context::Context;
+    use crate::backend::cuda::counted::Counted;
+
+    #[test]
+    fn a_size_that_a_kernel_cannot_count_to_is_an_error_that_names_it_and_never_another_size() {
+        let properties = Properties {
+            name: "counted".into(),
+            capability: (9, 0),
+            multiprocessors: 4,
+            shared_per_block: 227 << 10,
+            memory: 8 << 30,
+            cooperative: true,
+        };
+        let context = Context::new("counted", Box::new(Counted::posing(properties)));
+        let largest = i32::MAX as usize - 1;
+        for (size, is_taken) in [(0, true), (largest, true), (largest + 1, false), (1 << 31, false), (1 << 40, false)] {
+            // SAFETY: nothing runs on a device that counts.
+            unsafe { context.launch("elementwise", "fill", &Launch::blocks(1, 32), &[Argument::int(size)]) };
+            let error = context.check().err().map(|error| error.to_string());
+            assert_eq!(error.is_none(), is_taken, "{size}");
+            assert!(error.is_none_or(|error| error.contains("kernel fill") && error.contains("2^31")), "{size}");
+        }
+        assert_eq!(context.counters().launches, 2);
+    }
 }

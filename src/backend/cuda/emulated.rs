@@ -8,10 +8,11 @@ mod lanes;
 
 use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::emulator::{self, Order};
-use crate::error::{Error, Result, Subject};
+use crate::error::{Error, Fault, Result, Subject};
 use lanes::Lanes;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What the emulated device says it has: small numbers, so that tests reach the paths for full machines.
@@ -20,6 +21,8 @@ const SHARED_PER_BLOCK: u32 = 227 * 1024;
 const MEMORY: u64 = 8 << 30;
 /// Bytes that it has instead.
 const MEMORY_VARIABLE: &str = "HEADFIRST_EMULATOR_MEMORY";
+/// The number of the download that fails, counted from 1, and everything after it, as on a GPU that is lost; none if it is not set.
+const FAILURE_VARIABLE: &str = "HEADFIRST_EMULATOR_FAILING_DOWNLOAD";
 const ALIGNMENT: usize = 256;
 /// Bytes before and behind every allocation that nothing may touch.
 const GUARD: usize = 256;
@@ -32,6 +35,8 @@ const POISON: u8 = 0xFF;
 pub struct Emulated {
     properties: Properties,
     order: Order,
+    failing_download: Option<u64>,
+    downloads: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -39,6 +44,8 @@ pub struct Emulated {
 struct State {
     /// Sizes of the live allocations, by address.
     allocations: HashMap<Pointer, usize>,
+    /// Those of them that stand for the host's own memory.
+    of_host: HashSet<Pointer>,
     allocated: u64,
     /// Kernels that were asked for, and so are loaded.
     loaded: HashSet<&'static str>,
@@ -66,7 +73,8 @@ impl Emulated {
             memory,
             cooperative: true,
         };
-        Emulated { properties, order, state: Mutex::default() }
+        let failing_download = std::env::var(FAILURE_VARIABLE).ok().and_then(|number| number.parse().ok());
+        Emulated { properties, order, failing_download, downloads: AtomicU64::new(0), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -133,6 +141,25 @@ impl Emulated {
         Ok(())
     }
 
+    /// Memory with guards around it.
+    fn guarded(&self, bytes: usize) -> Result<Pointer> {
+        // SAFETY: the layout is not empty; poison and guards lie inside it.
+        let pointer = unsafe {
+            let start = alloc(layout(bytes));
+            if start.is_null() {
+                return Err(error(format!("out of memory: {bytes} bytes more are needed")));
+            }
+            std::ptr::write_bytes(start.add(GUARD), POISON, bytes);
+            for guard in [start, start.add(GUARD + bytes)] {
+                std::ptr::copy_nonoverlapping(guard_from(guard as u64).as_ptr(), guard, GUARD);
+                emulator::forbid(guard, GUARD);
+            }
+            start as u64 + GUARD as u64
+        };
+        self.state().allocations.insert(pointer, bytes);
+        Ok(pointer)
+    }
+
     fn forbid_capture(&self, what: &str) -> Result<()> {
         match self.state().capturing {
             Some(_) => Err(error(format!("{what} is not allowed while a graph is captured"))),
@@ -175,34 +202,22 @@ impl Driver for Emulated {
     fn allocate(&self, bytes: usize) -> Result<Pointer> {
         self.forbid_capture("allocating memory")?;
         if bytes as u64 > self.free_memory()? {
-            return Err(error(format!("out of memory: {bytes} bytes more are needed")));
+            return Err(error(format!("out of memory: {bytes} bytes more are needed")).fault(Fault::OutOfMemory));
         }
-        // SAFETY: the layout is not empty; poison and guards lie inside it.
-        let pointer = unsafe {
-            let start = alloc(layout(bytes));
-            if start.is_null() {
-                return Err(error(format!("out of memory: {bytes} bytes more are needed")));
-            }
-            std::ptr::write_bytes(start.add(GUARD), POISON, bytes);
-            for guard in [start, start.add(GUARD + bytes)] {
-                std::ptr::copy_nonoverlapping(guard_from(guard as u64).as_ptr(), guard, GUARD);
-                emulator::forbid(guard, GUARD);
-            }
-            start as u64 + GUARD as u64
-        };
-        let mut state = self.state();
-        state.allocations.insert(pointer, bytes);
-        state.allocated += bytes as u64;
+        let pointer = self.guarded(bytes)?;
+        self.state().allocated += bytes as u64;
         Ok(pointer)
     }
 
     unsafe fn release(&self, pointer: Pointer) {
         let mut state = self.state();
         if let Some(bytes) = state.allocations.remove(&pointer) {
-            state.allocated -= bytes as u64;
+            if !state.of_host.remove(&pointer) {
+                state.allocated -= bytes as u64;
+            }
             state.lanes.forget(&(pointer..pointer + bytes as u64));
             let start = (pointer - GUARD as u64) as *mut u8;
-            // SAFETY: from `allocate`, with this layout, and only once.
+            // SAFETY: from `guarded`, with this layout, and only once.
             unsafe {
                 emulator::permit(start, bytes + 2 * GUARD);
                 dealloc(start, layout(bytes));
@@ -218,6 +233,11 @@ impl Driver for Emulated {
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Pointer) -> Result<()> {
+        let number = self.downloads.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.failing_download.is_some_and(|failing| number >= failing) {
+            return Err(error(format!("failed while copying from the GPU: download {number} was made to fail"))
+                .fault(Fault::Lost));
+        }
         self.synchronize()?;
         // SAFETY: the caller's.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
@@ -270,7 +290,9 @@ impl Driver for Emulated {
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer> {
-        self.allocate(bytes)
+        let pointer = self.guarded(bytes)?;
+        self.state().of_host.insert(pointer);
+        Ok(pointer)
     }
 
     unsafe fn release_host(&self, pointer: HostPointer) {

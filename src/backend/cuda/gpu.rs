@@ -1,6 +1,6 @@
 //! An NVIDIA GPU, through the driver's [interface](super::interface).
 
-use super::cublaslt::CublasLt;
+use super::cublaslt::{CublasLt, WORKSPACE};
 use super::driver::{Argument, Driver, Event, Function, Graph, HostPointer, Lane, Launch, Pointer, Properties};
 use super::embedded;
 use super::interface::{Functions, SUCCESS, Status, interface};
@@ -304,7 +304,7 @@ impl Driver for Gpu {
     fn library_takes(&self, product: &Product) -> Result<bool> {
         let Some(library) = self.library() else { return Ok(false) };
         self.make_current()?;
-        library.takes(product).map_err(|problem| Error::new(Subject::Device(self.name.clone()), problem))
+        Ok(library.takes(product))
     }
 
     unsafe fn library_product(&self, product: &Product) -> Result<()> {
@@ -315,6 +315,10 @@ impl Driver for Gpu {
         done.map_err(|problem| Error::new(Subject::Device(self.name.clone()), problem))
     }
 
+    fn library_memory(&self) -> u64 {
+        self.library().map_or(0, |_| WORKSPACE as u64)
+    }
+
     fn products(&self) -> Products {
         self.library().map_or_else(Products::of_kernels, |library| library.products(&self.properties.name))
     }
@@ -323,6 +327,10 @@ impl Driver for Gpu {
         if let Some(library) = self.library() {
             library.recall(earlier, &self.properties.name);
         }
+    }
+
+    fn take_note(&self) -> Option<String> {
+        self.library.get()?.as_ref()?.take_note()
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer> {

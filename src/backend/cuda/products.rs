@@ -74,6 +74,7 @@ mod tests {
         let earlier = Products { by: "cuBLASLt 13.2.0 on NVIDIA H200".into(), ..Products::of_kernels() };
         let note = context.recall_products(&earlier).unwrap();
         assert!(note.contains(&earlier.by) && note.contains("the engine's kernels"), "{note}");
+        assert_eq!(context.other_products(&earlier.by), Some(note), "a later stage of the run is told the same");
     }
 
     #[test]

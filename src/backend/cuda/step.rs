@@ -18,8 +18,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-/// Lists that are remembered; the one that was not used for longest is forgotten first.
-const KNOWN: usize = 256;
+/// Lists that are remembered; the one that was not used for longest is forgotten first. A corpus has a list for each of its batches, and one that
+/// has more than these hardly ever meets a list again.
+const KNOWN: usize = 4096;
+/// Bytes that they take together, and so, by their number of launches, a bound on what the driver keeps for their graphs.
+const KNOWN_BYTES: usize = 128 << 20;
 /// The first region for what goes in; a later one has at least twice as much.
 const FIRST_REGION: usize = 1 << 20;
 /// Bytes of what a step brings out.
@@ -58,6 +61,10 @@ impl List {
 
     pub fn product(&mut self, product: &Product) {
         self.work.push(Work::Product(*product));
+    }
+
+    fn bytes(&self) -> usize {
+        self.work.len() * size_of::<Work>() + self.arguments.len() * size_of::<Argument>()
     }
 
     fn digest(&self) -> u64 {
@@ -142,8 +149,11 @@ pub struct Recorder {
     /// Memory that was given back while work on it was only noted.
     doomed: Vec<Pointer>,
     known: Vec<Known>,
+    known_bytes: usize,
     /// Where the driver cannot capture, steps are run as lists.
     without_graphs: bool,
+    /// Why it could not, until that is told.
+    note: Option<String>,
     pub graphs: u64,
     pub replays: u64,
 }
@@ -312,7 +322,7 @@ impl Recorder {
         let digest = list.digest();
         let found = self.known.iter().position(|known| known.digest == digest && known.list == list);
         let Some(index) = found else {
-            self.remember(driver, digest, list.clone())?;
+            self.remember(driver, digest, list.clone());
             // SAFETY: whoever noted the work answered for it, and memory given back meanwhile is kept until the end.
             return unsafe { list.run(driver) };
         };
@@ -324,7 +334,13 @@ impl Recorder {
                     known.graph = Some(graph);
                     self.graphs += 1;
                 }
-                Err(_) => self.without_graphs = true,
+                Err(error) => {
+                    self.without_graphs = true;
+                    self.note = Some(format!(
+                        "steps run without CUDA graphs from here on, which takes the host longer: {}",
+                        error.problem
+                    ));
+                }
             }
         }
         match known.graph {
@@ -338,16 +354,17 @@ impl Recorder {
         }
     }
 
-    fn remember(&mut self, driver: &dyn Driver, digest: u64, list: List) -> Result<()> {
-        if self.known.len() == KNOWN {
-            let oldest = (0..KNOWN).min_by_key(|&index| self.known[index].last_used).unwrap_or(0);
-            if let Some(graph) = self.known.swap_remove(oldest).graph {
-                driver.synchronize()?;
-                driver.release_graph(graph);
-            }
+    fn remember(&mut self, driver: &dyn Driver, digest: u64, list: List) {
+        let bytes = list.bytes();
+        while self.known.len() >= KNOWN || (self.known_bytes + bytes > KNOWN_BYTES && !self.known.is_empty()) {
+            let oldest = (0..self.known.len()).min_by_key(|&index| self.known[index].last_used).unwrap_or(0);
+            let Known { list, graph, .. } = self.known.swap_remove(oldest);
+            self.known_bytes -= list.bytes();
+            // It may still run: the driver then frees it when it is done (CUDA Driver API, cuGraphExecDestroy).
+            graph.into_iter().for_each(|graph| driver.release_graph(graph));
         }
+        self.known_bytes += bytes;
         self.known.push(Known { digest, list, graph: None, last_used: self.step });
-        Ok(())
     }
 
     /// Waits for the step that a cell belongs to, and fills it. A step that is still being recorded is run first.
@@ -383,11 +400,17 @@ impl Recorder {
         (3 * regions + self.output.map_or(0, |_| OUTPUT)) as u64
     }
 
-    /// Forgets the graphs, whose memory is about to go.
-    pub fn forget(&mut self, driver: &dyn Driver) {
-        for known in self.known.drain(..) {
-            known.graph.into_iter().for_each(|graph| driver.release_graph(graph));
-        }
+    /// Forgets the graphs, whose memory is about to go or is needed; says whether there were any.
+    pub fn forget(&mut self, driver: &dyn Driver) -> bool {
+        self.known_bytes = 0;
+        let graphs: Vec<Graph> = self.known.drain(..).filter_map(|known| known.graph).collect();
+        graphs.iter().for_each(|&graph| driver.release_graph(graph));
+        !graphs.is_empty()
+    }
+
+    /// Why steps do not become graphs; told once.
+    pub fn take_note(&mut self) -> Option<String> {
+        self.note.take()
     }
 
     /// Gives everything back; no work may be in flight.
@@ -443,8 +466,10 @@ fn capture(driver: &dyn Driver, list: &List) -> Result<Graph> {
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
-    use super::{Driver, Recorder};
+    use super::{KNOWN, KNOWN_BYTES, List, Recorder, Work};
     use crate::backend::cuda::context::{Buffer, Context};
+    use crate::backend::cuda::counted::Counted;
+    use crate::backend::cuda::driver::Driver;
     use crate::backend::cuda::elementwise::{accumulate, fill, scale};
     use crate::backend::cuda::emulated::Emulated;
     use crate::backend::cuda::emulator::{AVAILABLE, Order};
@@ -490,6 +515,48 @@ mod tests {
         assert_eq!(context.download::<f32>(&sum, 3), [38.0, 38.0, 34.0]);
         assert_eq!((context.counters().graphs, context.counters().replays), (2, 7));
         context.check().unwrap();
+    }
+
+    #[test]
+    fn more_batches_than_a_corpus_of_eighty_hours_has_become_graphs_in_the_second_epoch() {
+        let context =
+            Context::new("counted", Box::new(Counted::posing(Emulated::new(Order::Forward).properties().clone())));
+        let sum = zeros(&context, 2000);
+        for _ in 0..2 {
+            for count in 1..=2000 {
+                let recording = context.record();
+                step(&context, &sum, &vec![1.0; count]);
+                recording.run();
+            }
+        }
+        assert_eq!((context.counters().graphs, context.counters().replays), (2000, 2000));
+        assert_eq!(context.take_notes(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_list_that_was_not_used_for_longest_is_forgotten_first_and_memory_is_bounded() {
+        let driver = Counted::posing(Emulated::new(Order::Forward).properties().clone());
+        let mut recorder = Recorder::default();
+        let list = |number: u64, works: usize| {
+            let mut list = List::default();
+            (0..works).for_each(|_| list.fill(number, 0, 1));
+            list
+        };
+        let large = KNOWN_BYTES / size_of::<Work>() / 2;
+        for (number, works) in [(1, 1), (2, large), (3, large), (4, 2 * large + 1)] {
+            recorder.step = number;
+            recorder.remember(&driver, number, list(number, works));
+            let bytes: usize = recorder.known.iter().map(|known| known.list.bytes()).sum();
+            assert_eq!(recorder.known_bytes, bytes);
+        }
+        let digests: Vec<u64> = recorder.known.iter().map(|known| known.digest).collect();
+        assert_eq!(digests, [4], "one that is larger than the bound is alone");
+        for number in 5..5 + KNOWN as u64 {
+            recorder.step = number;
+            recorder.remember(&driver, number, list(number, 1));
+        }
+        assert_eq!(recorder.known.len(), KNOWN);
+        assert!(recorder.known.iter().all(|known| known.digest >= 5));
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct StageStart<'a> {
     pub classifier: Option<&'a Weights>,
     /// What the result says about where the classifier is from.
     pub classifier_name: Option<String>,
+    /// Who computed the products of the run's stage before this one, on a GPU.
+    pub products_before: Option<&'a str>,
 }
 
 /// Trains a stage, going on from its saved state if there is one.
@@ -117,6 +119,8 @@ impl<'a, T: Task> StageRun<'a, T> {
         let mut run_parts = (None, None);
         let position = match state {
             None => {
+                let note = start.products_before.and_then(|before| session.device.other_products(before));
+                note.iter().for_each(|note| session.progress.borrow_mut().message(note));
                 let classifier = start.classifier.map(|weights| weights.checksum().0);
                 Position { classifier, ..Position::default() }
             }
@@ -333,6 +337,9 @@ impl<'a, T: Task> StageRun<'a, T> {
             self.keep_epoch(epoch)?;
             let best = self.best.as_ref().ok_or_else(|| Error::program("no best weights to go back to"))?;
             read_parameters(&mut self.learner.parameters, best, |_| true)?;
+        }
+        for note in self.session.device.take_notes() {
+            self.session.progress.borrow_mut().message(&note);
         }
         self.session.progress.borrow_mut().finish_epoch(&record);
         self.write_board(&record)?;

@@ -62,13 +62,14 @@ impl<T: Task> StageRun<'_, T> {
                 arena: self.position.arena.max(self.arena()),
                 process_peak: process_peak(),
             },
+            products: self.session.device.products().map(|products| products.by),
             movement,
         })
     }
 
     /// Of a GPU: the most bytes that its arena held.
     pub(super) fn arena(&self) -> u64 {
-        self.session.device.memory_on_gpu().map_or(0, |(arena, _)| arena)
+        self.session.device.memory_on_gpu().map_or(0, |memory| memory.arena)
     }
 
     /// Of how many epochs the average is kept; none: the best epoch's weights are.
