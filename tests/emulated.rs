@@ -21,7 +21,7 @@ use std::process::Command;
 const RECIPE: &[&str] = &["training.max_epochs=3", "cascade={strategy=\"fixed\", compositions=[[1, 2], [1, 1, 1]]}"];
 
 /// What the CUDA backend runs on, if there is anything.
-fn gpu() -> Option<String> {
+pub fn gpu() -> Option<String> {
     #[cfg(feature = "emulator")]
     let emulator = headfirst::backend::cuda::emulator::AVAILABLE.then(|| "emulator".to_string());
     #[cfg(not(feature = "emulator"))]
@@ -47,7 +47,7 @@ fn train(tiny: &Tiny, device: &str, run: &str, changes: &[&str]) -> Option<Run> 
 }
 
 /// Requires the losses and gradient norms of every epoch to agree as far as the roundings of some updates leave them.
-fn assert_same_losses(what: &str, on_gpu: &Run, on_cpu: &Run) {
+pub fn assert_same_losses(what: &str, on_gpu: &Run, on_cpu: &Run) {
     assert_eq!(on_gpu.stages(), on_cpu.stages());
     assert_eq!(on_gpu.epochs.len(), on_cpu.epochs.len());
     for (gpu, cpu) in on_gpu.epochs.iter().zip(&on_cpu.epochs) {
@@ -250,11 +250,12 @@ fn a_training_on_the_gpu_that_was_stopped_goes_on_to_the_same_bits() {
 }
 
 #[test]
-fn a_run_may_change_its_device_between_and_inside_stages() {
+fn a_run_may_change_its_device_inside_and_between_stages() {
     let tiny = Tiny::new();
     let Some(on_cpu) = train(&tiny, "cpu", "cpu", &["model.dropout=0.2"]) else { return };
-    for (device, epochs) in [("cpu", 2), ("gpu", 4)] {
-        stop_after(&tiny, device, "both", epochs);
+    // The third epoch ends the first stage.
+    for (device, epochs) in [("cpu", 1), ("gpu", 3), ("cpu", 4), ("gpu", 5)] {
+        assert!(stop_after(&tiny, device, "both", epochs), "{device} was not stopped after {epochs} epochs");
     }
     let ended = run_to_end(training(&tiny, "cpu", "both", true));
     assert_eq!(ended.code, Some(0), "{}", ended.errors);

@@ -146,32 +146,49 @@ fn kept_bytes(dropout: bool, frozen: &[usize]) -> u64 {
     4 * elements as u64
 }
 
+/// A fresh one of each kind: the CPU, and the GPU that HEADFIRST_TEST_DEVICE names or the emulator.
+fn devices() -> Vec<Device> {
+    if let Ok(name) = std::env::var("HEADFIRST_TEST_DEVICE") {
+        return vec![Device::cpu(), headfirst::device::open(&name).unwrap_or_else(|error| panic!("{error}")).0];
+    }
+    #[cfg(feature = "emulator")]
+    if headfirst::backend::cuda::emulator::AVAILABLE {
+        return vec![Device::cpu(), Device::emulator(headfirst::backend::cuda::emulator::Order::Forward)];
+    }
+    vec![Device::cpu()]
+}
+
 #[test]
 fn a_frozen_group_costs_no_gradient_no_optimiser_state_and_no_kept_input() {
     for dropout in [0.0, 0.3] {
         for frozen in frozen_groups() {
-            let what = format!("groups {frozen:?} frozen, dropout {dropout}");
-            let device = Device::cpu();
-            let mut learner = learner(&device, dropout, &frozen);
-            let structure = model(dropout).structure().clone();
-            let count: u64 = (0..GROUPS)
-                .filter(|g| !frozen.contains(g))
-                .map(|g| structure.count(structure.groups[g].parameters.clone()))
-                .sum();
-            let all = structure.count(0..structure.specs.len());
-            for step in 0..2 {
-                let kept = learner.train(&batch(), &masks(step)).unwrap().kept;
-                assert_eq!(kept, kept_bytes(dropout > 0.0, &frozen), "kept, {what}");
+            for device in devices() {
+                check_costs(&device, dropout, &frozen);
             }
-            let peak = |category| device.ledger().peak(category);
-            assert_eq!(peak(Category::Parameter), 4 * all, "parameters, {what}");
-            assert_eq!(peak(Category::Gradient), 4 * count, "gradients, {what}");
-            // Adadelta has two numbers for each parameter.
-            assert_eq!(peak(Category::OptimizerState), 8 * count, "optimiser state, {what}");
-            assert_eq!(device.ledger().live(Category::Activation), 0, "{what}");
-            assert_eq!(device.ledger().live(Category::Workspace), 0, "{what}");
         }
     }
+}
+
+fn check_costs(device: &Device, dropout: f64, frozen: &[usize]) {
+    let what = format!("groups {frozen:?} frozen, dropout {dropout}, on {device}");
+    let mut learner = learner(device, dropout, frozen);
+    let structure = model(dropout).structure().clone();
+    let count: u64 = (0..GROUPS)
+        .filter(|g| !frozen.contains(g))
+        .map(|g| structure.count(structure.groups[g].parameters.clone()))
+        .sum();
+    let all = structure.count(0..structure.specs.len());
+    for step in 0..2 {
+        let kept = learner.train(&batch(), &masks(step)).unwrap().kept;
+        assert_eq!(kept, kept_bytes(dropout > 0.0, frozen), "kept, {what}");
+    }
+    let peak = |category| device.ledger().peak(category);
+    assert_eq!(peak(Category::Parameter), 4 * all, "parameters, {what}");
+    assert_eq!(peak(Category::Gradient), 4 * count, "gradients, {what}");
+    // Adadelta has two numbers for each parameter.
+    assert_eq!(peak(Category::OptimizerState), 8 * count, "optimiser state, {what}");
+    assert_eq!(device.ledger().live(Category::Activation), 0, "{what}");
+    assert_eq!(device.ledger().live(Category::Workspace), 0, "{what}");
 }
 
 /// The products that each layer needs: two operations for every weight and frame.
@@ -204,7 +221,9 @@ fn work(frozen: &[usize]) -> Work {
 #[test]
 fn a_frozen_group_forms_no_weight_gradient_and_backward_ends_below_the_lowest_trained() {
     for frozen in frozen_groups() {
-        let step = learner(&Device::cpu(), 0.0, &frozen).train(&batch(), &masks(0)).unwrap();
-        assert_eq!(step.work, work(&frozen), "groups {frozen:?} frozen");
+        for device in devices() {
+            let step = learner(&device, 0.0, &frozen).train(&batch(), &masks(0)).unwrap();
+            assert_eq!(step.work, work(&frozen), "groups {frozen:?} frozen, on {device}");
+        }
     }
 }

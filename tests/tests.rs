@@ -14,8 +14,12 @@ mod decoding;
 mod durability;
 /// The CUDA backend, on the emulator or on a GPU, trains as the CPU does.
 mod emulated;
+/// So it does with a language model.
+mod emulated_text;
 /// Frozen groups keep their bits, and cost neither gradients, optimiser state, kept inputs nor weight-gradient products.
 mod freezing;
+/// What `tests/gpu.sh` makes of checks that fail, skip or test nothing, and that docs/results/h200.md has its rows.
+mod gpu_script;
 /// A tiny corpus is learned to zero error, and every strategy trains what it promises.
 mod learning;
 /// The checks of the kernels catch faults.

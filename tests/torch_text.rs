@@ -85,7 +85,11 @@ fn wide(tensor: &Tensor) -> Vec<f64> {
     tensor.to_vec().into_iter().map(f64::from).collect()
 }
 
+/// The CPU, and the GPU that HEADFIRST_TEST_DEVICE names or the emulator.
 fn devices() -> Vec<Device> {
+    if let Ok(name) = std::env::var("HEADFIRST_TEST_DEVICE") {
+        return vec![Device::cpu(), headfirst::device::open(&name).unwrap_or_else(|error| panic!("{error}")).0];
+    }
     #[cfg(feature = "emulator")]
     if headfirst::backend::cuda::emulator::AVAILABLE {
         return vec![Device::cpu(), Device::emulator(headfirst::backend::cuda::emulator::Order::Shuffled(1))];

@@ -264,6 +264,10 @@ impl Driver for Gpu {
         let status =
             unsafe { (self.driver.cuFuncSetAttribute)(function, attribute, self.properties.shared_per_block as i32) };
         self.check(&format!("preparing the kernel {name}"), status)?;
+        // For tests/gpu.sh, which says what no run under compute-sanitizer reached.
+        if std::env::var_os("HEADFIRST_SHOW_KERNELS").is_some() {
+            eprintln!("launches kernel {name}");
+        }
         Ok(Function(function as u64))
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// What a library is called, and where it may lie.
 pub struct Wanted {
     pub name: &'static str,
-    /// Names a file to take instead of all others, or says `none`.
+    /// Names a file to take instead of all others, or says `none`: then none is looked for.
     pub variable: &'static str,
     /// Newest first: one that is too new for the driver makes no handle, and the next is tried.
     pub files: &'static [&'static str],
