@@ -143,6 +143,7 @@ impl Emulated {
 
     /// Memory with guards around it.
     fn guarded(&self, bytes: usize) -> Result<Pointer> {
+        self.forbid_capture("allocating memory")?;
         // SAFETY: the layout is not empty; poison and guards lie inside it.
         let pointer = unsafe {
             let start = alloc(layout(bytes));
@@ -200,7 +201,6 @@ impl Driver for Emulated {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Pointer> {
-        self.forbid_capture("allocating memory")?;
         if bytes as u64 > self.free_memory()? {
             return Err(error(format!("out of memory: {bytes} bytes more are needed")).fault(Fault::OutOfMemory));
         }
