@@ -107,9 +107,24 @@ fn stopped_and_resumed(settings: &[&str], stops: &[usize], reference: &Path) {
         // One epoch more than before at least: then the process is sure to be listening.
         let enough = if number == 0 { epochs } else { epochs.max(log(&run).len() + 1) };
         let mut child = resumed(train(&run, settings), number > 0).spawn().unwrap();
-        let there = || log(&run).len() >= enough && run.join("joint").exists() && (number % 2 == 0 || inside());
+        let process = child.id() as i32;
+        // SAFETY: a plain system call on a process of ours that has not been waited for.
+        let signal = |signal| assert_eq!(unsafe { libc::kill(process, signal) }, 0);
+        let there = || {
+            if number % 2 == 0 {
+                return log(&run).len() >= enough && run.join("joint").exists();
+            }
+            // Held behind the first batch, so that it is still there when it is told to stop.
+            signal(libc::SIGSTOP);
+            let there = log(&run).len() >= enough && saved_batch(&run) == Some(1);
+            if !there {
+                signal(libc::SIGCONT);
+            }
+            there
+        };
         if wait_until(&mut child, there) {
-            send(&child, libc::SIGTERM);
+            signal(libc::SIGTERM);
+            signal(libc::SIGCONT);
         }
         let ended = end(child);
         if ended.code == Some(0) {
