@@ -34,8 +34,8 @@ struct ColumnTile {
         rows_begin = blockIdx.x * TILE_ROWS;
     }
 
-    // Zero beyond the last column.
-    DEVICE float4 load(const float *row) const {
+    // Zero beyond the last column. Of f32 or bf16.
+    template <typename Element> DEVICE float4 load(const Element *row) const {
         if (quads) return first < columns ? Quad{first}.load(row) : Quad::all(0.0f);
         return make_float4(single(row, 0), single(row, 1), single(row, 2), single(row, 3));
     }
@@ -68,9 +68,9 @@ struct ColumnTile {
     }
 
   private:
-    DEVICE float single(const float *row, int step) const {
+    template <typename Element> DEVICE float single(const Element *row, int step) const {
         const int column = first + step * WARP;
-        return column < columns ? row[column] : 0.0f;
+        return column < columns ? Single{column}.load(row) : 0.0f;
     }
 };
 

@@ -257,22 +257,23 @@ DEVICE void product(const Source &source, const Patches &patches, int rows, int 
         }
         __syncwarp();
         const int *targets = target_of + first_row + STRIP_ROWS * i;
-        const int per_access = output.wide ? 4 : 1;
+        float *const c = static_cast<float *>(output.c);
+        const int per_access = output.form & WIDE ? 4 : 1;
         for (int j = lane_index() * per_access; j < STRIP_ROWS * WARP_WIDTH; j += WARP * per_access) {
             const int target = targets[j / WARP_WIDTH], at = column + first_column + j % WARP_WIDTH;
             if (target < 0 || at >= output.columns) continue;
             const float *from_strip = strip + j / WARP_WIDTH * PITCH + j % WARP_WIDTH;
             const long long element = (long long)target * output.columns + at;
-            if (output.wide) {
+            if (output.form & WIDE) {
                 float4 sum = *reinterpret_cast<const float4 *>(from_strip);
-                const float4 before = output.accumulate ? Quad{element}.load(output.c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                const float4 before = output.accumulate ? Quad{element}.load(c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 sum.x = finished(sum.x, output, before.x, at);
                 sum.y = finished(sum.y, output, before.y, at + 1);
                 sum.z = finished(sum.z, output, before.z, at + 2);
                 sum.w = finished(sum.w, output, before.w, at + 3);
-                Quad{element}.store(output.c, sum);
+                Quad{element}.store(c, sum);
             } else {
-                output.c[element] = finished(*from_strip, output, output.accumulate ? output.c[element] : 0.0f, at);
+                finish(c + element, *from_strip, output, at);
             }
         }
         __syncwarp();
@@ -516,10 +517,10 @@ WEIGHTS(convolution_weights_bf16, Bf16);
 #define PRODUCT(name, Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS, BLOCKS, ELEMENTS)                                                     \
     KERNEL(THREADS, BLOCKS)                                                                                                             \
     name(const float *x, const int *table, int source_bins, int channels, int stride, int padding, int backward, int rows, int bins,    \
-         const unsigned char *weights, int padded, float *y, int columns, int wide, const float *bias, int activation, int accumulate) { \
+         const unsigned char *weights, int padded, float *y, int columns, int form, const float *bias, int activation, int accumulate) { \
         product<Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS, ELEMENTS>({x, table, source_bins, channels}, {stride, padding, backward},   \
                                                                       rows, bins, weights, padded,                                      \
-                                                                      {y, columns, bias, rows * bins, columns, activation, accumulate, wide}); \
+                                                                      {y, columns, bias, rows * bins, columns, activation, accumulate, form}); \
     }                                                                                                                                   \
     EXPORT(name)
 

@@ -155,6 +155,15 @@ elementwise_column_sums(float *a, const float *y, int rows, int columns, long lo
     });
 }
 
+// The same of bf16, as they are.
+KERNEL(TILE_THREADS, 4)
+elementwise_column_sums_bf16(const __nv_bfloat16 *a, int rows, int columns, long long stride, float *partials) {
+    SHARED_MEMORY(float4, scratch); // [TILE_LANES, TILE_WIDTH / 4]
+    const ColumnTile tile(columns, are_aligned(a, partials) && stride % 4 == 0);
+    const float4 sum = tile.sum_rows(rows, scratch, [=](int row) { return tile.load(a + row * stride); });
+    if (tile.lane == 0) tile.store(partials + (long long)blockIdx.x * columns, sum);
+}
+
 // sums = or += the sums over the slabs; partials: [slabs, columns], sums: [columns].
 KERNEL(TOTAL_THREADS, 1) elementwise_column_totals(const float *partials, int slabs, int columns, float *sums, int accumulate) {
     SHARED_MEMORY(float, scratch); // [TOTAL_LANES, WARP]
@@ -174,4 +183,5 @@ EXPORT(elementwise_activation_backward);
 EXPORT(elementwise_sum);
 EXPORT(elementwise_total);
 EXPORT(elementwise_column_sums);
+EXPORT(elementwise_column_sums_bf16);
 EXPORT(elementwise_column_totals);

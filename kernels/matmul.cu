@@ -1,7 +1,7 @@
-// Matrix products: c [m, n] = activation(a [m, k] b [k, n] + bias [n]), or with + c before the bias; f32 sums and an f32 c.
+// Matrix products: c [m, n] = activation(a [m, k] b [k, n] + bias [n]), or with + c before the bias; f32 sums.
 //
-// Operands are f32, or bf16 where the products are bf16 (frozen weights), with k or the other index contiguous: all four
-// combinations of a training step. Three arithmetics: exact f32 (FFMA), tf32 and bf16 on the tensor cores (mma.sync).
+// Operands and c are f32, or bf16 where the products are bf16 (a language model's logits and their gradient), operands with k or the other
+// index contiguous: all four combinations of a training step. Three arithmetics: exact f32 (FFMA), tf32 and bf16 on the tensor cores (mma.sync).
 //
 // Counted, for f32 operands: 2 m n k operations; 4 (m k + k n + m n) bytes of device memory, c twice if it is added to. An H200 has 67
 // (f32), 495 (tf32) and 990 (bf16) TFLOP/s and 4.8 TB/s by its data sheet; mma.sync is known to reach about two thirds of the latter two.
@@ -343,11 +343,11 @@ template <typename Arithmetic> DEVICE void pack(const Operand &from, int k, unsi
 // makes c of.
 #define PRODUCT(name, compute, Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS, BLOCKS)                                                      \
     KERNEL(THREADS, BLOCKS)                                                                                                             \
-    name(const unsigned char *a, long long a_stride, int a_form, const unsigned char *b, long long b_stride, int b_form, float *c,      \
-         long long c_stride, int wide, int m, int n, int k, int split_length, float *partial_sums, const float *bias, int activation,   \
+    name(const unsigned char *a, long long a_stride, int a_form, const unsigned char *b, long long b_stride, int b_form, void *c,       \
+         long long c_stride, int c_form, int m, int n, int k, int split_length, float *partial_sums, const float *bias, int activation,   \
          int accumulate) {                                                                                                              \
         compute<Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS>({a, a_stride, a_form, m}, {b, b_stride, b_form, n},                         \
-                                                            {c, c_stride, bias, m, n, activation, accumulate, wide}, k, split_length,   \
+                                                            {c, c_stride, bias, m, n, activation, accumulate, c_form}, k, split_length, \
                                                             partial_sums);                                                              \
     }                                                                                                                                   \
     EXPORT(name)
@@ -381,16 +381,16 @@ PACK(matmul_pack_bf16, Bf16);
 
 // c [m, n] of the splits' sums [splits, m, n], added in their order. One thread an element, any number of blocks; m n < 2^31.
 KERNEL(256, 4)
-matmul_sum(const float *partial_sums, int splits, float *c, long long c_stride, int m, int n, const float *bias, int activation,
+matmul_sum(const float *partial_sums, int splits, void *c, long long c_stride, int c_form, int m, int n, const float *bias, int activation,
            int accumulate) {
-    const Output output{c, c_stride, bias, m, n, activation, accumulate, 0};
+    const Output output{c, c_stride, bias, m, n, activation, accumulate, c_form};
     const int elements = m * n;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
         float sum = partial_sums[i];
         for (int split = 1; split < splits; ++split) sum += partial_sums[(long long)split * elements + i];
         const int row = i / n, column = i % n;
-        float *to = c + row * c_stride + column;
-        *to = finished(sum, output, accumulate ? *to : 0.0f, column);
+        if (c_form & WRITTEN_AS_BF16) finish(output.at<__nv_bfloat16>(row, column), sum, output, column);
+        else finish(output.at<float>(row, column), sum, output, column);
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "tile.cuh"
+#include "vector.cuh"
 
 namespace {
 
@@ -160,14 +161,20 @@ struct Bf16 {
     template <int HEIGHT, int WIDTH> using Sums = TensorSums<FragmentA_bf16, FragmentB_bf16, HEIGHT, WIDTH>;
 };
 
+// Of an output's form; src/backend/cuda/matmul.rs makes it.
+constexpr int WIDE = 1;            // rows begin where four elements may be written at once
+constexpr int WRITTEN_AS_BF16 = 2; // else f32
+
 struct Output {
-    float *c;
+    void *c;
     long long stride;
     const float *bias; // or null
     int rows, columns;
     int activation;
     int accumulate;
-    int wide; // whether rows begin, and end, at multiples of 16 bytes
+    int form;
+
+    template <typename Element> DEVICE Element *at(int row, int column) const { return static_cast<Element *>(c) + row * stride + column; }
 };
 
 DEVICE float activate(float x, int activation) {
@@ -183,28 +190,39 @@ DEVICE float finished(float sum, const Output &output, float before, int column)
     return activate(sum, output.activation);
 }
 
+// The element at `column` of a row, `place`d there: what it was is added to if it is to be.
+template <typename Element> DEVICE void finish(Element *place, float sum, const Output &output, int column) {
+    const Single here{0};
+    here.store(place, finished(sum, output, output.accumulate ? here.load(place) : 0.0f, column));
+}
+
 // Writes a strip of sums, [STRIP_ROWS, WIDTH] in shared memory, to its place: a warp writes whole rows of it.
-template <int WIDTH, int PITCH> DEVICE void write_strip(const float *strip, const Output &output, int first_row, int first_column) {
-    if (output.wide) {
+template <typename Element, int WIDTH, int PITCH>
+DEVICE void write_strip(const float *strip, const Output &output, int first_row, int first_column) {
+    if (output.form & WIDE) {
         for (int i = lane_index(); i < STRIP_ROWS * WIDTH / 4; i += WARP) {
-            const int row = i / (WIDTH / 4), column = i % (WIDTH / 4) * 4;
-            if (first_row + row >= output.rows || first_column + column >= output.columns) continue;
+            const int row = i / (WIDTH / 4), column = i % (WIDTH / 4) * 4, j = first_column + column;
+            if (first_row + row >= output.rows || j >= output.columns) continue;
             float4 sums = *reinterpret_cast<const float4 *>(strip + row * PITCH + column);
-            const int j = first_column + column;
-            float4 *to = reinterpret_cast<float4 *>(output.c + (first_row + row) * output.stride + j);
-            const float4 before = output.accumulate ? *to : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            Element *to = output.at<Element>(first_row + row, j);
+            if (j + 4 > output.columns) {
+                const float last[3] = {sums.x, sums.y, sums.z};
+                for (int k = 0; j + k < output.columns; ++k) finish(to + k, last[k], output, j + k);
+                continue;
+            }
+            const Quad here{0};
+            const float4 before = output.accumulate ? here.load(to) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             sums.x = finished(sums.x, output, before.x, j);
             sums.y = finished(sums.y, output, before.y, j + 1);
             sums.z = finished(sums.z, output, before.z, j + 2);
             sums.w = finished(sums.w, output, before.w, j + 3);
-            *to = sums;
+            here.store(to, sums);
         }
     } else {
         for (int i = lane_index(); i < STRIP_ROWS * WIDTH; i += WARP) {
-            const int row = i / WIDTH, column = i % WIDTH;
-            if (first_row + row >= output.rows || first_column + column >= output.columns) continue;
-            float *to = output.c + (first_row + row) * output.stride + first_column + column;
-            *to = finished(strip[row * PITCH + column], output, output.accumulate ? *to : 0.0f, first_column + column);
+            const int row = i / WIDTH, column = i % WIDTH, j = first_column + column;
+            if (first_row + row >= output.rows || j >= output.columns) continue;
+            finish(output.at<Element>(first_row + row, j), strip[row * PITCH + column], output, j);
         }
     }
 }
@@ -233,7 +251,7 @@ DEVICE void write_sums(const Sums &sums, unsigned char *shared, Output c, int ro
         c.bias = nullptr;
         c.activation = IDENTITY;
         c.accumulate = 0;
-        c.wide = c.columns % 4 == 0;
+        c.form = c.columns % 4 == 0 ? WIDE : 0;
     }
     float *strip = reinterpret_cast<float *>(shared) + int(threadIdx.x / WARP) * STRIP_ROWS * PITCH;
     // One loop for the strips, not unrolled: its code is long, and which registers a strip is in is all that has to be known.
@@ -244,7 +262,8 @@ DEVICE void write_sums(const Sums &sums, unsigned char *shared, Output c, int ro
             if (known == i) sums.write(known, strip, PITCH);
         }
         __syncwarp();
-        write_strip<WIDTH, PITCH>(strip, c, row + STRIP_ROWS * i, column);
+        if (c.form & WRITTEN_AS_BF16) write_strip<__nv_bfloat16, WIDTH, PITCH>(strip, c, row + STRIP_ROWS * i, column);
+        else write_strip<float, WIDTH, PITCH>(strip, c, row + STRIP_ROWS * i, column);
         __syncwarp();
     }
 }

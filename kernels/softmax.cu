@@ -149,15 +149,14 @@ struct Gradient {
 
 // Loss of row blockIdx.x and, if `with_gradient`, the gradient in place of its logits.
 template <typename Element>
-DEVICE void cross_entropy(float *scratch, Element *logits, const int *labels, const float *targets, const float *prior, const float *weights,
+DEVICE void cross_entropy(float *scratch, Element *logits, long long stride, const int *labels, const float *targets, const float *prior,
                           float *losses, float smoothing, float scale, const float *scale_factor, int columns, bool with_gradient,
                           bool is_resident) {
     uint4 *kept = is_resident ? reinterpret_cast<uint4 *>(scratch + 64) : nullptr;
     const int index = blockIdx.x;
-    const Row<Element> row(logits + (long long)index * columns, columns);
-    const float weight = weights ? weights[index] : 1.0f;
+    const Row<Element> row(logits + index * stride, columns);
     const int label = labels ? labels[index] : -1;
-    if (weight == 0.0f || (labels && label < 0)) {
+    if (labels && label < 0) {
         if (threadIdx.x == 0) losses[index] = 0.0f;
         if (!with_gradient) return;
         for (int v = threadIdx.x; v < row.vectors; v += blockDim.x) *row.vector(v) = make_uint4(0, 0, 0, 0);
@@ -175,10 +174,10 @@ DEVICE void cross_entropy(float *scratch, Element *logits, const int *labels, co
 
     const Statistics all = row_statistics(row, kept, scratch);
     const float log_sum = logf(all.sum);
-    if (!target.is_dense() && threadIdx.x == 0) losses[index] = weight * (log_sum - (label_logit - all.maximum));
+    if (!target.is_dense() && threadIdx.x == 0) losses[index] = log_sum - (label_logit - all.maximum);
     if (!with_gradient && !target.is_dense()) return;
 
-    scale *= weight * (scale_factor ? *scale_factor : 1.0f);
+    if (scale_factor) scale *= *scale_factor;
     Gradient gradient = {target, all.maximum, log_sum, scale / all.sum, scale};
     if (!target.is_dense()) {
         gradient.template pass<false>(row, kept, true);
@@ -187,25 +186,25 @@ DEVICE void cross_entropy(float *scratch, Element *logits, const int *labels, co
     gradient.template pass<true>(row, kept, with_gradient);
     barrier(); // all have read their statistics out of `scratch`
     const float loss = block_sum(gradient.loss, scratch);
-    if (threadIdx.x == 0) losses[index] = weight * loss;
+    if (threadIdx.x == 0) losses[index] = loss;
 }
 
-// logits: [R, V], R blocks; labels: [R], below 0 is left out (loss 0, gradient 0), or targets: [R, V], rows that add up to 1; prior: [V], adds up
-// to 1, or none for the uniform one; weights: [R] or none; losses: [R]. scale_factor: a number or none. `is_resident`: shared memory for
+// logits: [R, V], rows `stride` apart, R blocks; labels: [R], below 0 is left out (loss 0, gradient 0), or targets: [R, V], rows that add up to 1; prior: [V], adds up
+// to 1, or none for the uniform one; losses: [R]. scale_factor: a number or none. `is_resident`: shared memory for
 // 64 floats and the row, else for 64 floats.
 KERNEL(1024, 1)
-cross_entropy_f32(float *logits, const int *labels, const float *targets, const float *prior, const float *weights, float *losses,
+cross_entropy_f32(float *logits, long long stride, const int *labels, const float *targets, const float *prior, float *losses,
                   float smoothing, float scale, const float *scale_factor, int columns, int with_gradient, int is_resident) {
     SHARED_MEMORY(float, scratch);
-    cross_entropy(scratch, logits, labels, targets, prior, weights, losses, smoothing, scale, scale_factor, columns, with_gradient != 0,
+    cross_entropy(scratch, logits, stride, labels, targets, prior, losses, smoothing, scale, scale_factor, columns, with_gradient != 0,
                   is_resident != 0);
 }
 
 KERNEL(512, 3)
-cross_entropy_bf16(__nv_bfloat16 *logits, const int *labels, const float *targets, const float *prior, const float *weights, float *losses,
+cross_entropy_bf16(__nv_bfloat16 *logits, long long stride, const int *labels, const float *targets, const float *prior, float *losses,
                    float smoothing, float scale, const float *scale_factor, int columns, int with_gradient, int is_resident) {
     SHARED_MEMORY(float, scratch);
-    cross_entropy(scratch, logits, labels, targets, prior, weights, losses, smoothing, scale, scale_factor, columns, with_gradient != 0,
+    cross_entropy(scratch, logits, stride, labels, targets, prior, losses, smoothing, scale, scale_factor, columns, with_gradient != 0,
                   is_resident != 0);
 }
 

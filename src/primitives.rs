@@ -6,6 +6,7 @@ use crate::backend::cpu;
 use crate::backend::cpu::activation::Activation;
 use crate::backend::cpu::matmul::Matrix;
 use crate::backend::cuda;
+use crate::backend::cuda::matmul::Storage;
 use crate::device::{Backend, Category, Device};
 use crate::tensor::Tensor;
 
@@ -15,12 +16,18 @@ pub struct Factor<'a> {
     tensor: &'a Tensor,
     row_stride: usize,
     column_stride: usize,
+    storage: Storage,
 }
 
 impl<'a> Factor<'a> {
     /// Rows one behind the other, each of `columns` elements.
     pub fn rows(tensor: &'a Tensor, columns: usize) -> Self {
-        Factor { tensor, row_stride: columns, column_stride: 1 }
+        Factor { tensor, row_stride: columns, column_stride: 1, storage: Storage::F32 }
+    }
+
+    /// The same places, where other elements may be stored.
+    pub fn stored_as(self, storage: Storage) -> Self {
+        Factor { storage, ..self }
     }
 
     /// The transpose, without moving anything.
@@ -29,6 +36,7 @@ impl<'a> Factor<'a> {
     }
 
     fn host(self) -> Matrix<'a> {
+        debug_assert_eq!(self.storage, Storage::F32, "the CPU computes with f32");
         Matrix { data: self.tensor.data(), row_stride: self.row_stride, column_stride: self.column_stride }
     }
 
@@ -37,8 +45,22 @@ impl<'a> Factor<'a> {
             pointer: self.tensor.pointer(),
             row_stride: self.row_stride,
             column_stride: self.column_stride,
-            storage: cuda::matmul::Storage::F32,
+            storage: self.storage,
         }
+    }
+}
+
+/// Where a product's rows go: `row_stride` elements apart in a tensor that is room for them. On the CPU one behind the other, and f32.
+pub struct Rows<'a> {
+    pub tensor: &'a mut Tensor,
+    pub row_stride: usize,
+    pub storage: Storage,
+}
+
+impl<'a> Rows<'a> {
+    /// One behind the other, each of `columns` elements.
+    pub fn of(tensor: &'a mut Tensor, columns: usize) -> Self {
+        Rows { tensor, row_stride: columns, storage: Storage::F32 }
     }
 }
 
@@ -78,13 +100,13 @@ pub fn affine(
     weight: &Tensor,
     bias: &Tensor,
     function: Activation,
-    y: &mut Tensor,
+    y: Rows<'_>,
 ) {
     let (x, weight) = (Factor::rows(x, inputs), Factor::rows(weight, inputs).transposed());
-    let device = y.device().clone();
+    let device = y.tensor.device().clone();
     let Backend::Cuda(context) = device.backend() else {
-        product((rows, outputs, inputs), x, weight, y, false);
-        return bias_activation(y, Some(bias), outputs, function);
+        product((rows, outputs, inputs), x, weight, y.tensor, false);
+        return bias_activation(y.tensor, Some(bias), outputs, function);
     };
     device.count_operations((2 * rows * outputs * inputs) as u64);
     let arithmetic = device.arithmetic();
@@ -95,13 +117,14 @@ pub fn affine(
         k: inputs,
         a: x.device(),
         b: weight.device(),
-        c: y.pointer_mut(),
-        c_row_stride: outputs,
+        c: y.tensor.pointer_mut(),
+        c_row_stride: y.row_stride,
+        c_storage: y.storage,
         accumulate: false,
+        bias: bias.pointer(),
         arithmetic,
     };
-    let epilogue = cuda::matmul::Epilogue { bias: bias.pointer(), activation: function };
-    cuda::matmul::matmul_with(context, product, epilogue, workspace.pointer());
+    cuda::matmul::matmul_with(context, product, function, workspace.pointer());
 }
 
 /// [`activation_backward`], and the [`column_sums`] of what dy becomes: on a GPU in one pass.
@@ -116,7 +139,7 @@ pub fn activation_backward_with_sums(
     let device = y.device().clone();
     let Backend::Cuda(context) = device.backend() else {
         activation_backward(y, dy, function);
-        return column_sums(dy, rows, sums, accumulate);
+        return column_sums(Factor::rows(dy, sums.len()), rows, sums, accumulate);
     };
     let columns = sums.len();
     let workspace = workspace(&device, cuda::elementwise::column_sums_workspace(rows, columns));
@@ -139,15 +162,18 @@ pub fn activation_backward(y: &Tensor, dy: &mut Tensor, function: Activation) {
 }
 
 /// sums `[columns]` = (or, accumulating, +=) the sum over the rows of a `[rows, columns]`.
-pub fn column_sums(a: &Tensor, rows: usize, sums: &mut Tensor, accumulate: bool) {
+pub fn column_sums(a: Factor, rows: usize, sums: &mut Tensor, accumulate: bool) {
     let columns = sums.len();
-    let device = a.device().clone();
+    let device = sums.device().clone();
     match device.backend() {
-        Backend::Cpu => cpu::matmul::column_sums(a.data(), rows, columns, sums.data_mut(), accumulate),
+        Backend::Cpu => {
+            let Matrix { data, row_stride, .. } = a.host();
+            cpu::matmul::column_sums(data, rows, row_stride, sums.data_mut(), accumulate);
+        }
         Backend::Cuda(context) => {
             let workspace = workspace(&device, cuda::elementwise::column_sums_workspace(rows, columns));
-            let (a, sums, workspace) = (a.pointer(), sums.pointer_mut(), workspace.pointer());
-            cuda::elementwise::column_sums(context, a, rows, columns, columns, sums, accumulate, workspace);
+            let (sums, workspace) = (sums.pointer_mut(), workspace.pointer());
+            cuda::elementwise::column_sums(context, a.device(), rows, columns, sums, accumulate, workspace);
         }
         Backend::Plan => {}
     }

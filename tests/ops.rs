@@ -1,6 +1,7 @@
 //! One table of operations and shapes, and what is promised of every row.
 
 use crate::reference;
+use headfirst::backend::cuda::matmul::Arithmetic;
 use headfirst::device::{Category, Device};
 use headfirst::ops;
 use headfirst::ops::attention::Heads;
@@ -880,6 +881,41 @@ fn linear_cross_entropy_agrees_with_its_definition_and_forms_the_gradients_that_
             }
         }
         assert_eq!(device.ledger().live_total(), 0);
+    }
+}
+
+/// Where products are of bf16, logits and their gradient are, too.
+#[test]
+fn the_top_of_a_language_model_in_bf16_is_the_exact_one_up_to_its_roundings() {
+    for device in devices().iter().filter(|device| device.to_string() != "cpu") {
+        for (rows, inputs, vocabulary) in [(5, 7, 9), (33, 24, 70), (40, 64, 301)] {
+            let tensor = |name: &str, shape: &[usize]| {
+                let values = values(name, shape.iter().product());
+                Tensor::from_vec(device, shape, values, Category::Parameter)
+            };
+            let weight = Var::parameter(tensor("top 1", &[vocabulary, inputs]), 0);
+            let bias = Var::parameter(tensor("top 2", &[vocabulary]), 1);
+            let x = Var::parameter(tensor("top 0", &[rows, inputs]), 2);
+            let targets: Vec<u32> = (0..rows).map(|row| (row * 31 % vocabulary) as u32).collect();
+            let run = |arithmetic| {
+                device.set_arithmetic(arithmetic);
+                let shapes = [Some(weight.shape()), Some(bias.shape()), None];
+                let mut gradients = GradientBuffers::allocate(device, shapes);
+                let top = Top { x: &x, weight: &weight, bias: &bias, targets: &targets };
+                let (losses, dx) = losses_and_gradients(top, 0.5, &mut gradients).unwrap();
+                let losses: Vec<f32> = losses.read().into_iter().map(|loss| loss as f32).collect();
+                let of = |index| gradients.get(index).unwrap().to_vec();
+                [("losses", losses), ("dx", dx.unwrap().to_vec()), ("dW", of(0)), ("db", of(1))]
+            };
+            let exact = run(Arithmetic::F32);
+            for ((name, exact), (_, rounded)) in exact.iter().zip(run(Arithmetic::Bf16)) {
+                let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                let off = norm(&mut exact.iter().zip(&rounded).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied());
+                // Roundings of 2^-9 in operands, logits and gradients, which do not all go the same way.
+                assert!(off > 0.0 && off < 1.0 / 128.0, "{name} of {rows} x {inputs} x {vocabulary}: {off}");
+            }
+            device.set_arithmetic(Arithmetic::F32);
+        }
     }
 }
 

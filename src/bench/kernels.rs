@@ -3,16 +3,17 @@
 use super::table::{Kind, Spec};
 use super::work::{BARRIER, Bench, Prepared, floats};
 use crate::backend::cpu::cross_entropy::{CrossEntropy, Targets};
+use crate::backend::cuda;
 use crate::backend::cuda::context::{Buffer, Context};
+use crate::backend::cuda::matmul::{Operand, Storage};
 use crate::backend::cuda::optim::{Hyperparameters, Plan, StepState, Trainable};
 use crate::backend::cuda::softmax::{self, Scale};
-use crate::backend::cuda::{self, matmul::Arithmetic};
 use crate::backend::{cpu, cpu::activation::Activation};
 use crate::device::Backend;
 use crate::error::Result;
 use crate::ops::convolution::{Patches, convolution as convolution_operation};
 use crate::ops::ctc::ctc as ctc_operation;
-use crate::ops::linear_cross_entropy::{Top, losses_and_gradients};
+use crate::ops::linear_cross_entropy::{Form, Top, losses_and_gradients};
 use crate::ops::sequences::Sequences;
 use crate::optim::{Hyper, Method, clip_coefficient, gradient_norm};
 use crate::primitives::{self, Factor, workspace};
@@ -87,24 +88,22 @@ impl Integers {
     }
 }
 
-/// Softmax and cross entropy of logits `[rows, symbols]`, in place. In bf16 on a GPU whose products are: training has f32 logits there too, so this
-/// measures a kernel that it does not run.
+/// Softmax and cross entropy of logits `[rows, symbols]`, in place, which lie as a language model's do in training.
 fn cross_entropy(bench: &Bench, rows: usize, symbols: usize) -> Prepared {
-    let half = uses_bf16(bench);
-    let elements = rows * symbols;
-    let bytes = 2 * if half { elements * 2 } else { floats(elements) } + floats(2 * rows);
+    let form = Form::of_training(&bench.device, symbols);
+    let bytes = 2 * rows * symbols * form.storage.bytes() + floats(2 * rows);
     let labels = Integers::new(bench, bench.below("labels", rows, 0, symbols));
     let operands = bench.copies(bytes / 2, |b| {
-        let logits = if half { halves(b, elements) } else { b.normal(&[rows, symbols], "logits") };
+        let elements = rows * form.row_stride;
+        let logits = match form.storage {
+            Storage::Bf16 => halves(b, elements),
+            Storage::F32 => b.normal(&[elements], "logits"),
+        };
         (logits, b.room(&[rows]))
     });
     Prepared::kernel(bytes, operands, move |(logits, losses)| {
-        in_place_cross_entropy(logits, losses, &labels, (rows, symbols), half);
+        in_place_cross_entropy(logits, losses, &labels, (rows, symbols), form);
     })
-}
-
-fn uses_bf16(bench: &Bench) -> bool {
-    matches!(bench.device.backend(), Backend::Cuda(_)) && bench.device.arithmetic() == Arithmetic::Bf16
 }
 
 /// So many bf16 in the room of half as many floats.
@@ -123,21 +122,20 @@ fn in_place_cross_entropy(
     losses: &mut Tensor,
     labels: &Integers,
     (rows, columns): (usize, usize),
-    half: bool,
+    form: Form,
 ) {
     let device = logits.device().clone();
     let scale = 1.0 / rows as f32;
     match device.backend() {
         Backend::Cpu => {
             let targets = Targets::Labels { labels: &labels.host, smoothing: 0.0, prior: None };
-            let batch = CrossEntropy { columns, targets, weights: None };
+            let batch = CrossEntropy { columns, targets };
             batch.losses_and_gradient(logits.data_mut(), &mut vec![0.0; rows], scale);
         }
         Backend::Cuda(context) => {
-            let logits = logits.pointer_mut();
-            let logits = if half { softmax::Logits::Bf16(logits) } else { softmax::Logits::F32(logits) };
+            let logits = Operand { storage: form.storage, ..Operand::rows(logits.pointer_mut(), form.row_stride) };
             let targets = softmax::Targets::Labels { labels: labels.pointer(), smoothing: 0.0, prior: None };
-            let batch = softmax::CrossEntropy { logits, rows, columns, targets, weights: None };
+            let batch = softmax::CrossEntropy { logits, rows, columns, targets };
             let scale = Scale { value: scale, factor: None };
             softmax::cross_entropy(context, &batch, losses.pointer_mut(), Some(scale));
         }
@@ -148,7 +146,8 @@ fn in_place_cross_entropy(
 /// The engine's own operation, with the logits of some rows at a time.
 fn linear_cross_entropy(bench: &Bench, rows: usize, inputs: usize, symbols: usize) -> Prepared {
     // Operands and their gradients; the logits leave, come back as gradients, and are read twice more.
-    let bytes = floats(2 * rows * inputs + 2 * symbols * inputs + 2 * symbols + 5 * rows * symbols);
+    let logits = 5 * rows * symbols * Form::of_training(&bench.device, symbols).storage.bytes();
+    let bytes = floats(2 * rows * inputs + 2 * symbols * inputs + 2 * symbols) + logits;
     let targets = bench.below("labels", rows, 0, symbols);
     let (weight, bias) = ([symbols, inputs], [symbols]);
     let operands = bench.copies(bytes, |bench| {
@@ -400,7 +399,7 @@ fn elementwise(bench: &Bench, kind: Kind, rows: usize, columns: usize) -> Prepar
     Prepared::kernel(bytes, operands, move |(operands, bias)| {
         let device = bias.device().clone();
         match (kind, &mut operands[..]) {
-            (Kind::ColumnSums, [x]) => primitives::column_sums(x, rows, bias, false),
+            (Kind::ColumnSums, [x]) => primitives::column_sums(Factor::rows(x, columns), rows, bias, false),
             (Kind::BiasTanh, [x, ..]) => primitives::bias_activation(x, Some(bias), columns, Activation::Tanh),
             (Kind::TanhBackward, [x, y, ..]) => primitives::activation_backward(x, y, Activation::Tanh),
             (Kind::Sum, [x]) => sum(x, bias),

@@ -312,7 +312,7 @@ fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
                 product((*outputs, *inputs, rows), dy_columns, x, sink.tensor, sink.add);
                 if let Some((&bias, others)) = biases.split_first() {
                     let mut sums = Tensor::uninitialized(backward.device(), &[*outputs], Category::Workspace);
-                    column_sums(dy, rows, &mut sums, false);
+                    column_sums(Factor::rows(dy, sums.len()), rows, &mut sums, false);
                     backward.give_copy(Place::Parameter(bias), &sums);
                     others.iter().for_each(|&bias| backward.give_copy(Place::Parameter(bias), &sums));
                 }

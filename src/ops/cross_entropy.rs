@@ -3,7 +3,8 @@
 
 use crate::backend::cpu::cross_entropy::{CrossEntropy, IGNORED, Targets as OnHost};
 use crate::backend::cuda::context::{Buffer, Context};
-use crate::backend::cuda::softmax::{self, Logits, Scale};
+use crate::backend::cuda::matmul::Operand;
+use crate::backend::cuda::softmax::{self, Scale};
 use crate::device::{Backend, Category};
 use crate::error::{Error, Result};
 use crate::ops::ctc::Losses;
@@ -110,7 +111,7 @@ pub fn cross_entropy<'a>(
     let mut loss = Tensor::uninitialized(&device, &[1], Category::Activation);
     let losses = match device.backend() {
         Backend::Cpu => {
-            let batch = CrossEntropy { columns, targets: targets.on_host(), weights: None };
+            let batch = CrossEntropy { columns, targets: targets.on_host() };
             let mut losses = vec![0.0; rows];
             match place {
                 Some(_) => {
@@ -127,13 +128,8 @@ pub fn cross_entropy<'a>(
             context.copy(work.buffer(), logits.tensor().buffer(), bytes);
             let (targets, _there) = targets.on_device(context);
             let of_rows = Tensor::uninitialized(&device, &[rows], Category::Activation);
-            let batch = softmax::CrossEntropy {
-                logits: Logits::F32(work.pointer_mut()),
-                rows,
-                columns,
-                targets,
-                weights: None,
-            };
+            let batch =
+                softmax::CrossEntropy { logits: Operand::rows(work.pointer_mut(), columns), rows, columns, targets };
             let gradient = place.map(|_| Scale { value: scale, factor: None });
             softmax::cross_entropy(context, &batch, of_rows.pointer(), gradient);
             softmax::total(context, of_rows.pointer(), rows, scale, loss.pointer_mut());

@@ -4,7 +4,9 @@ pub use crate::backend::cpu::activation::Activation;
 use crate::device::Category;
 use crate::error::Result;
 use crate::ops::{expect_shape, matrix};
-use crate::primitives::{Factor, activation_backward, activation_backward_with_sums, affine, column_sums, product};
+use crate::primitives::{
+    Factor, Rows, activation_backward, activation_backward_with_sums, affine, column_sums, product,
+};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -20,7 +22,14 @@ pub fn linear(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, function: Acti
     expect_shape("linear", "the weight", weight.shape(), &[outputs, inputs])?;
     expect_shape("linear", "the bias", bias.shape(), &[outputs])?;
     let mut output = Tensor::uninitialized(tape.device(), &[rows, outputs], Category::Activation);
-    affine((rows, outputs, inputs), x.tensor(), weight.tensor(), bias.tensor(), function, &mut output);
+    affine(
+        (rows, outputs, inputs),
+        x.tensor(),
+        weight.tensor(),
+        bias.tensor(),
+        function,
+        Rows::of(&mut output, outputs),
+    );
 
     let [x_place, weight_place, bias_place] = [x, weight, bias].map(|input| tape.wants(input));
     let kept_output = (function != Activation::Identity).then(|| output.clone());
@@ -35,7 +44,7 @@ pub fn linear(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, function: Acti
             (Some(output), None) => activation_backward(&output, &mut gradient, function),
             (None, Some(place)) => {
                 let sink = backward.sink(place);
-                column_sums(&gradient, rows, sink.tensor, sink.add);
+                column_sums(Factor::rows(&gradient, outputs), rows, sink.tensor, sink.add);
             }
             (None, None) => {}
         }

@@ -9,20 +9,21 @@ use crate::backend::cpu::activation::Activation;
 use crate::backend::cpu::cross_entropy::{CrossEntropy, Targets};
 use crate::backend::cuda::context::Buffer;
 use crate::backend::cuda::elementwise;
-use crate::backend::cuda::softmax::{self, Logits, Scale};
+use crate::backend::cuda::matmul::{Arithmetic, Operand, Storage};
+use crate::backend::cuda::softmax::{self, Scale};
 use crate::device::{Backend, Category, Device};
 use crate::error::{Error, Result};
 pub use crate::ops::ctc::Losses;
 use crate::ops::{expect_shape, matrix};
-use crate::primitives::{Factor, affine, column_sums, product};
+use crate::primitives::{Factor, Rows, affine, column_sums, product};
 use crate::tape::{GradientBuffers, Place, Var};
 use crate::tensor::Tensor;
 
 /// Logits that exist at a time, at least one row of them: 48 MiB. With fewer rows the weights would be packed, and their gradient be read and
 /// written, too often: 350 rows of 33,278 make 175 operations of every byte of them.
 const MOST_LOGITS: usize = 12 << 20;
-/// On a GPU, 256 MiB: there a part's products take less time than what they read and write of the weight's gradient.
-const MOST_LOGITS_ON_GPU: usize = 64 << 20;
+/// On a GPU, bytes: there a part's products take less time than what they read and write of the weight's gradient.
+const MOST_BYTES_ON_GPU: usize = 256 << 20;
 
 /// The operands.
 #[derive(Clone, Copy)]
@@ -60,19 +61,23 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
     let wanted = gradients.filter(|_| [top.x, top.weight, top.bias].iter().any(|input| input.place().is_some()));
     let mut losses = all_losses(&device, sizes.rows);
     let targets = Uploaded::new(&device, top.targets);
+    let form = match wanted {
+        Some(_) => Form::of_training(&device, sizes.vocabulary),
+        None => Form::of_evaluation(&device, sizes.vocabulary),
+    };
     // Parts as equal as they can be.
     let most = match device.backend() {
-        Backend::Cuda(_) => MOST_LOGITS_ON_GPU,
+        Backend::Cuda(_) => MOST_BYTES_ON_GPU / form.storage.bytes(),
         Backend::Cpu | Backend::Plan => MOST_LOGITS,
     };
-    let most = (most / sizes.vocabulary.max(1)).max(1);
+    let most = (most / form.row_stride.max(1)).max(1);
     let rows = sizes.rows.div_ceil(sizes.rows.div_ceil(most).max(1)).max(1);
     match wanted {
         None => {
             for first in (0..sizes.rows).step_by(rows) {
                 let part = Part { first, rows: rows.min(sizes.rows - first) };
                 let x = slice(top.x.tensor(), sizes.inputs, part);
-                drop(part_losses(&top, &sizes, &x, &targets, part, &mut losses, None));
+                drop(part_losses(&top, &sizes, form, &x, &targets, part, &mut losses, None));
             }
             Ok((losses.fetch(), None))
         }
@@ -81,8 +86,8 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
             for first in (0..sizes.rows).step_by(rows) {
                 let part = Part { first, rows: rows.min(sizes.rows - first) };
                 let x = slice(top.x.tensor(), sizes.inputs, part);
-                let dlogits = part_losses(&top, &sizes, &x, &targets, part, &mut losses, Some(scale));
-                let of_logits = Factor::rows(&dlogits, sizes.vocabulary);
+                let dlogits = part_losses(&top, &sizes, form, &x, &targets, part, &mut losses, Some(scale));
+                let of_logits = Factor::rows(&dlogits, form.row_stride).stored_as(form.storage);
                 if let Some(Place::Parameter(index)) = top.weight.place() {
                     let sink = buffers.sink(index);
                     let shape = (sizes.vocabulary, sizes.inputs, part.rows);
@@ -90,7 +95,7 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
                 }
                 if let Some(Place::Parameter(index)) = top.bias.place() {
                     let sink = buffers.sink(index);
-                    column_sums(&dlogits, part.rows, sink.tensor, sink.add);
+                    column_sums(of_logits, part.rows, sink.tensor, sink.add);
                 }
                 if let Some(dx) = &mut dx {
                     let weight = Factor::rows(top.weight.tensor(), sizes.inputs);
@@ -124,6 +129,43 @@ impl Sizes {
             return Err(Error::operation(NAME, format!("the target {target} is not below {vocabulary}")));
         }
         Ok(Sizes { rows, inputs, vocabulary })
+    }
+}
+
+/// How the logits of some rows lie: on the CPU as f32, one row behind the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Form {
+    pub storage: Storage,
+    /// Of elements. On a GPU every row begins at a multiple of 16 bytes, whatever the vocabulary: for the products, which read it twice more.
+    pub row_stride: usize,
+}
+
+impl Form {
+    /// Where products are of bf16, so are the logits and, in their place, their gradient: it is rounded for the products after it anyway, and
+    /// half as many bytes move. Their losses, and all sums, are f32.
+    pub fn of_training(device: &Device, vocabulary: usize) -> Self {
+        match device.backend() {
+            Backend::Cuda(_) if device.arithmetic() == Arithmetic::Bf16 => Self::on_gpu(Storage::Bf16, vocabulary),
+            _ => Self::of_evaluation(device, vocabulary),
+        }
+    }
+
+    /// Losses without a gradient are those of exact logits.
+    fn of_evaluation(device: &Device, vocabulary: usize) -> Self {
+        match device.backend() {
+            Backend::Cuda(_) => Self::on_gpu(Storage::F32, vocabulary),
+            Backend::Cpu | Backend::Plan => Form { storage: Storage::F32, row_stride: vocabulary },
+        }
+    }
+
+    fn on_gpu(storage: Storage, vocabulary: usize) -> Self {
+        Form { storage, row_stride: vocabulary.next_multiple_of(16 / storage.bytes()) }
+    }
+
+    /// Room for so many rows.
+    fn room(self, device: &Device, rows: usize) -> Tensor {
+        let floats = (rows * self.row_stride * self.storage.bytes()).div_ceil(size_of::<f32>());
+        Tensor::uninitialized(device, &[floats], Category::Workspace)
     }
 }
 
@@ -219,9 +261,11 @@ fn all_losses(device: &Device, rows: usize) -> AllLosses {
 }
 
 /// The losses of some rows; gives their logits, or, with a scale, the gradient of the sum of the losses times that to the logits.
+#[allow(clippy::too_many_arguments)] // What all parts share, and what each has.
 fn part_losses(
     top: &Top,
     sizes: &Sizes,
+    form: Form,
     x: &Tensor,
     targets: &Uploaded,
     part: Part,
@@ -229,14 +273,15 @@ fn part_losses(
     scale: Option<f32>,
 ) -> Tensor {
     let (columns, device) = (sizes.vocabulary, x.device().clone());
-    let mut logits = Tensor::uninitialized(&device, &[part.rows, columns], Category::Workspace);
+    let mut logits = form.room(&device, part.rows);
     let (weight, bias) = (top.weight.tensor(), top.bias.tensor());
-    affine((part.rows, columns, sizes.inputs), x, weight, bias, Activation::Identity, &mut logits);
+    let rows = Rows { tensor: &mut logits, row_stride: form.row_stride, storage: form.storage };
+    affine((part.rows, columns, sizes.inputs), x, weight, bias, Activation::Identity, rows);
     let range = part.first..part.first + part.rows;
     match (device.backend(), targets, losses) {
         (Backend::Cpu, Uploaded::Host(targets), AllLosses::Host(losses)) => {
             let labels = Targets::Labels { labels: &targets[range.clone()], smoothing: 0.0, prior: None };
-            let batch = CrossEntropy { columns, targets: labels, weights: None };
+            let batch = CrossEntropy { columns, targets: labels };
             match scale {
                 Some(scale) => batch.losses_and_gradient(logits.data_mut(), &mut losses[range], scale),
                 None => batch.losses(logits.data(), &mut losses[range]),
@@ -245,8 +290,8 @@ fn part_losses(
         (Backend::Cuda(context), Uploaded::Device(targets), AllLosses::Device(losses)) => {
             let place = (part.first * size_of::<f32>()) as u64;
             let labels = softmax::Targets::Labels { labels: targets.pointer() + place, smoothing: 0.0, prior: None };
-            let logits = Logits::F32(logits.pointer_mut());
-            let batch = softmax::CrossEntropy { logits, rows: part.rows, columns, targets: labels, weights: None };
+            let rows = Operand { storage: form.storage, ..Operand::rows(logits.pointer_mut(), form.row_stride) };
+            let batch = softmax::CrossEntropy { logits: rows, rows: part.rows, columns, targets: labels };
             let scale = scale.map(|value| Scale { value, factor: None });
             softmax::cross_entropy(context, &batch, losses.pointer_mut() + place, scale);
         }

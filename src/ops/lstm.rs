@@ -325,7 +325,7 @@ fn run_backward(
         if kept.bias_places.iter().any(Option::is_some) {
             // Both biases have the same gradient.
             let mut sums = Tensor::uninitialized(&device, &[4 * hidden], Category::Workspace);
-            column_sums(&gates, rows, &mut sums, false);
+            column_sums(Factor::rows(&gates, 4 * hidden), rows, &mut sums, false);
             for place in kept.bias_places.into_iter().flatten() {
                 backward.give_copy(place, &sums);
             }

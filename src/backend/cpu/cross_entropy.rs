@@ -38,8 +38,6 @@ pub enum Targets<'a> {
 pub struct CrossEntropy<'a> {
     pub columns: usize,
     pub targets: Targets<'a>,
-    /// `[rows]`: factors of the rows' losses and gradients; 0 leaves a row out.
-    pub weights: Option<&'a [f32]>,
 }
 
 impl CrossEntropy<'_> {
@@ -77,7 +75,6 @@ impl CrossEntropy<'_> {
 
     fn check(&self, logits: usize, rows: usize) {
         assert_eq!(logits, rows * self.columns, "cross entropy: a loss for every row of logits");
-        assert!(self.weights.is_none_or(|weights| weights.len() == rows), "cross entropy: a weight for every row");
         match self.targets {
             Targets::Labels { labels, prior, .. } => {
                 assert_eq!(labels.len(), rows, "cross entropy: a label for every row");
@@ -94,10 +91,9 @@ impl CrossEntropy<'_> {
         }
     }
 
-    /// The target of a row and its weight; none if the row is left out.
-    fn target(&self, row: usize) -> Option<(Target<'_>, f32)> {
-        let weight = self.weights.map_or(1.0, |weights| weights[row]);
-        let target = match self.targets {
+    /// The target of a row; none if the row is left out.
+    fn target(&self, row: usize) -> Option<Target<'_>> {
+        match self.targets {
             Targets::Labels { labels, smoothing, prior } => {
                 let label = labels[row];
                 if label == IGNORED {
@@ -108,13 +104,12 @@ impl CrossEntropy<'_> {
                     None => Spread::Uniform(smoothing / self.columns as f32),
                     Some(prior) => Spread::Over(smoothing, prior),
                 };
-                Target { label: Some((label as usize, 1.0 - smoothing)), spread }
+                Some(Target { label: Some((label as usize, 1.0 - smoothing)), spread })
             }
             Targets::Distributions(rows) => {
-                Target { label: None, spread: Spread::Over(1.0, &rows[row * self.columns..][..self.columns]) }
+                Some(Target { label: None, spread: Spread::Over(1.0, &rows[row * self.columns..][..self.columns]) })
             }
-        };
-        (weight != 0.0).then_some((target, weight))
+        }
     }
 }
 
@@ -199,7 +194,7 @@ impl WithSimd for Losses<'_> {
         for (row, (x, loss)) in self.logits.chunks_exact(self.of.columns).zip(self.losses).enumerate() {
             *loss = match self.of.target(self.first + row) {
                 None => 0.0,
-                Some((target, weight)) => f64::from(weight) * statistics(simd, x, &target).2,
+                Some(target) => statistics(simd, x, &target).2,
             };
         }
     }
@@ -220,13 +215,13 @@ impl WithSimd for Gradient<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         for (row, (x, loss)) in self.logits.chunks_exact_mut(self.of.columns).zip(self.losses).enumerate() {
             *loss = 0.0;
-            let Some((target, weight)) = self.of.target(self.first + row) else {
+            let Some(target) = self.of.target(self.first + row) else {
                 x.fill(0.0);
                 continue;
             };
             let (max, sum, of_row) = statistics(simd, x, &target);
-            *loss = f64::from(weight) * of_row;
-            let scale = self.scale * weight;
+            *loss = of_row;
+            let scale = self.scale;
             let (shift, factor, scales) = (simd.splat_f32s(max), simd.splat_f32s(scale / sum), simd.splat_f32s(scale));
             for (index, x) in x.chunks_mut(S::F32_LANES).enumerate() {
                 let probability = exp_nonpositive(simd, simd.sub_f32s(simd.partial_load_f32s(x), shift));
@@ -265,7 +260,6 @@ pub(crate) mod tests {
         let columns = of.columns;
         let (mut losses, mut gradient) = (Vec::new(), Vec::new());
         for (row, x) in logits.chunks_exact(columns).enumerate() {
-            let weight = of.weights.map_or(1.0, |weights| f64::from(weights[row]));
             let q: Vec<f64> = match of.targets {
                 Targets::Labels { labels, .. } if labels[row] == IGNORED => vec![0.0; columns],
                 Targets::Labels { labels, smoothing, prior } => (0..columns)
@@ -282,17 +276,16 @@ pub(crate) mod tests {
             let max = x.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
             let sum: f64 = x.iter().map(|&x| (f64::from(x) - max).exp()).sum();
             let total: f64 = q.iter().sum();
-            losses.push(q.iter().zip(x).map(|(q, &x)| weight * q * (sum.ln() - (f64::from(x) - max))).sum());
-            gradient.extend(x.iter().zip(q).map(|(&x, q)| weight * (total * (f64::from(x) - max).exp() / sum - q)));
+            losses.push(q.iter().zip(x).map(|(q, &x)| q * (sum.ln() - (f64::from(x) - max))).sum());
+            gradient.extend(x.iter().zip(q).map(|(&x, q)| total * (f64::from(x) - max).exp() / sum - q));
         }
         (losses, gradient)
     }
 
-    /// Every kind of target, with and without weights.
+    /// Every kind of target.
     pub(crate) fn for_all_targets(rows: usize, columns: usize, mut test: impl FnMut(&CrossEntropy, &str)) {
         let (labels, priors, soft) =
             (labels(rows, columns), distributions(1, columns, 1), distributions(rows, columns, 2));
-        let weights: Vec<f32> = (0..rows).map(|row| (row % 3) as f32 * 0.5).collect();
         let smoothed = |smoothing, prior| Targets::Labels { labels: &labels, smoothing, prior };
         for (targets, name) in [
             (smoothed(0.0, None), "labels"),
@@ -300,9 +293,7 @@ pub(crate) mod tests {
             (smoothed(0.3, Some(&priors[..])), "labels smoothed by a prior"),
             (Targets::Distributions(&soft), "distributions"),
         ] {
-            for weights in [None, Some(&weights[..])] {
-                test(&CrossEntropy { columns, targets, weights }, &format!("{name}, {rows} x {columns}"));
-            }
+            test(&CrossEntropy { columns, targets }, &format!("{name}, {rows} x {columns}"));
         }
     }
 
@@ -371,8 +362,7 @@ pub(crate) mod tests {
         let mut logits = [1.0, 2.0, f32::NAN, f32::INFINITY, 3.0, f32::NAN];
         let of = CrossEntropy {
             columns: 2,
-            targets: Targets::Labels { labels: &[1, IGNORED, 0], smoothing: 0.1, prior: None },
-            weights: Some(&[1.0, 1.0, 0.0]),
+            targets: Targets::Labels { labels: &[1, IGNORED, IGNORED], smoothing: 0.1, prior: None },
         };
         let mut losses = [f64::NAN; 3];
         of.losses_and_gradient(&mut logits, &mut losses, 1.0);

@@ -480,7 +480,7 @@ pub fn backward(
     of_weight(gradients.recurrent, dgates, 4 * hidden, (states, hidden), hidden);
     of_weight(gradients.query, Operand::rows(own.dqueries, attention), attention, (states, hidden), hidden);
     if let Some(bias) = gradients.bias {
-        column_sums(context, own.dgates, rows, 4 * hidden, 4 * hidden, bias, false, products);
+        column_sums(context, Operand::rows(own.dgates, 4 * hidden), rows, 4 * hidden, bias, false, products);
     }
     if wanted.is_some() {
         let to = [gradients.energy, gradients.location, gradients.taps].map(Option::unwrap_or_default);

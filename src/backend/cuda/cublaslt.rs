@@ -201,8 +201,11 @@ struct Shape {
     a: Side,
     b: Side,
     c_row_stride: usize,
+    c_element: u32,
     c_alignment: u32,
     accumulate: bool,
+    /// One stored as c is.
+    has_bias: bool,
     compute: u32,
 }
 
@@ -220,16 +223,20 @@ struct Side {
 impl Side {
     /// Of a row-major operand [rows, columns]: its transpose in column-major order, which lies in memory as the operand does.
     fn new(operand: &Operand, rows: usize, columns: usize) -> Side {
-        let element = match operand.storage {
-            Storage::F32 => sys::cudaDataType::CUDA_R_32F,
-            Storage::Bf16 => sys::cudaDataType::CUDA_R_16BF,
-        } as u32;
+        let element = element(operand.storage);
         let transposed = operand.column_stride != 1;
         let (inner, outer, stride) =
             if transposed { (rows, columns, operand.column_stride) } else { (columns, rows, operand.row_stride) };
         let alignment = alignment(operand.pointer);
         // A single row may have any stride, which the library would find too short.
         Side { rows: inner, columns: outer, stride: stride.max(inner), transposed, element, alignment }
+    }
+}
+
+fn element(storage: Storage) -> u32 {
+    match storage {
+        Storage::F32 => sys::cudaDataType::CUDA_R_32F as u32,
+        Storage::Bf16 => sys::cudaDataType::CUDA_R_16BF as u32,
     }
 }
 
@@ -240,18 +247,20 @@ fn alignment(pointer: Pointer) -> u32 {
 impl Shape {
     /// All of it, as a saved state names it.
     fn key(&self) -> String {
-        let Shape { sizes: (m, n, k), a, b, c_row_stride, c_alignment, accumulate, compute } = self;
+        let Shape { sizes: (m, n, k), a, b, c_row_stride, c_element, c_alignment, accumulate, has_bias, compute } =
+            self;
         let side = |side: &Side| {
             let Side { rows, columns, stride, transposed, element, alignment } = side;
             let transposed = if *transposed { "t" } else { "" };
             format!("{rows}x{columns}/{stride}{transposed}:{element}@{alignment}")
         };
         let add = if *accumulate { "+" } else { "" };
-        format!("{m}x{n}x{k} {} {} {c_row_stride}{add}@{c_alignment} {compute}", side(a), side(b))
+        let bias = if *has_bias { "b" } else { "" };
+        format!("{m}x{n}x{k} {} {} {c_row_stride}{add}{bias}:{c_element}@{c_alignment} {compute}", side(a), side(b))
     }
 
     fn new(product: &Product) -> Shape {
-        let Product { m, n, k, a, b, c, c_row_stride, accumulate, arithmetic } = *product;
+        let Product { m, n, k, a, b, c, c_row_stride, c_storage, accumulate, bias, arithmetic } = *product;
         let compute = match arithmetic {
             Arithmetic::F32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             Arithmetic::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
@@ -264,8 +273,10 @@ impl Shape {
             a: Side::new(&a, m, k),
             b: Side::new(&b, k, n),
             c_row_stride,
+            c_element: element(c_storage),
             c_alignment: alignment(c),
             accumulate,
+            has_bias: bias != 0,
             compute,
         }
     }
@@ -363,7 +374,8 @@ impl CublasLt {
         }
         let shape = Shape::new(product);
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || self.prepare(&shape).unwrap_or_else(|reason| self.note_failed_choice(&shape, reason));
+        let new =
+            || self.prepare(&shape, product.bias).unwrap_or_else(|reason| self.note_failed_choice(&shape, reason));
         prepared.entry(shape).or_insert_with(new).is_some()
     }
 
@@ -402,6 +414,7 @@ impl CublasLt {
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = prepared.get(&Shape::new(product)).and_then(Option::as_ref);
         let prepared = prepared.ok_or("a product that was not asked for before")?;
+        prepared.set_bias(product.bias)?;
         let (alpha, beta) = (1.0_f32, if accumulate { 1.0_f32 } else { 0.0 });
         let [b_layout, a_layout, c_layout] = prepared.layouts;
         // SAFETY: the layouts describe the operands; the caller's pointers; the scalars are read before the call returns.
@@ -429,9 +442,10 @@ impl CublasLt {
     }
 
     /// Describes a product and chooses its algorithm; none if the library has none.
-    fn prepare(&self, shape: &Shape) -> Result<Option<Prepared>, String> {
+    fn prepare(&self, shape: &Shape, bias: Pointer) -> Result<Option<Prepared>, String> {
         let library = &self.library;
         let mut prepared = Prepared::describe(library, shape)?;
+        prepared.set_bias(bias)?;
         let recalled = self.recalled.lock().unwrap_or_else(PoisonError::into_inner).get(&shape.key()).copied();
         if let Some(Algorithm(data)) = recalled {
             prepared.algorithm = sys::cublasLtMatmulAlgo_t { data };
@@ -507,20 +521,15 @@ impl Prepared {
         // SAFETY: writes one handle.
         let status = unsafe { (library.create_product)(&raw mut prepared.product, shape.compute, float) };
         library.check("describing a product", status)?;
-        for (attribute, side) in
-            [(OfProduct::CUBLASLT_MATMUL_DESC_TRANSA, shape.b), (OfProduct::CUBLASLT_MATMUL_DESC_TRANSB, shape.a)]
-        {
-            // CUBLAS_OP_N and CUBLAS_OP_T.
-            let operation = i32::from(side.transposed);
-            // SAFETY: the attribute is a number of 32 bits.
-            let status = unsafe {
-                let value = (&raw const operation).cast();
-                (library.set_product)(prepared.product, attribute as u32, value, size_of_val(&operation))
-            };
-            library.check("describing a product", status)?;
+        // CUBLAS_OP_N and CUBLAS_OP_T.
+        prepared.set(OfProduct::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(shape.b.transposed))?;
+        prepared.set(OfProduct::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(shape.a.transposed))?;
+        if shape.has_bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
+            prepared.set(OfProduct::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
         }
         let (m, n, _) = shape.sizes;
-        let c = (float, n, m, shape.c_row_stride);
+        let c = (shape.c_element, n, m, shape.c_row_stride);
         let side = |side: Side| (side.element, side.rows, side.columns, side.stride);
         let matrices = [side(shape.b), side(shape.a), c];
         for (layout, (element, rows, columns, stride)) in prepared.layouts.iter_mut().zip(matrices) {
@@ -530,6 +539,24 @@ impl Prepared {
             library.check("describing a matrix", status)?;
         }
         Ok(prepared)
+    }
+}
+
+impl Prepared {
+    /// Where the bias is, if there is one.
+    fn set_bias(&self, bias: Pointer) -> Result<(), String> {
+        if bias == 0 {
+            return Ok(());
+        }
+        self.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<(), String> {
+        // SAFETY: the callers give values of the attributes' sizes.
+        let status = unsafe {
+            (self.library.set_product)(self.product, attribute as u32, (&raw const value).cast(), size_of::<T>())
+        };
+        self.library.check("describing a product", status)
     }
 }
 

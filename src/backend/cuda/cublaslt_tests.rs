@@ -7,22 +7,38 @@ fn shapes() -> Vec<Shape> {
     let mut shapes = Vec::new();
     for arithmetic in [Arithmetic::F32, Arithmetic::Tf32, Arithmetic::Bf16] {
         for (a, b) in [(plain, plain), (plain.transposed(), plain), (plain, plain.transposed())] {
-            let product =
-                Product { m: 40, n: 36, k: 44, a, b, c: 0x1008, c_row_stride: 37, accumulate: true, arithmetic };
-            shapes.push(Shape::new(&product));
+            let c_storage = Storage::F32;
+            let (c, bias) = (0x1008, 0x2000);
+            shapes.push(Shape::new(&Product {
+                m: 40,
+                n: 36,
+                k: 44,
+                a,
+                b,
+                c,
+                c_row_stride: 37,
+                c_storage,
+                accumulate: true,
+                bias,
+                arithmetic,
+            }));
         }
     }
-    shapes.push(Shape::new(&Product {
-        m: 40,
-        n: 36,
-        k: 44,
-        a: plain.bf16(),
-        b: plain.bf16(),
-        c: 0x1000,
-        c_row_stride: 36,
-        accumulate: false,
-        arithmetic: Arithmetic::Bf16,
-    }));
+    for c_storage in [Storage::F32, Storage::Bf16] {
+        shapes.push(Shape::new(&Product {
+            m: 40,
+            n: 36,
+            k: 44,
+            a: plain.bf16(),
+            b: plain.bf16(),
+            c: 0x1000,
+            c_row_stride: 36,
+            c_storage,
+            accumulate: false,
+            bias: 0,
+            arithmetic: Arithmetic::Bf16,
+        }));
+    }
     shapes
 }
 
@@ -43,6 +59,7 @@ fn products_that_differ_have_different_keys() {
     let mut shapes = shapes();
     let first = shapes[0];
     shapes.push(Shape { accumulate: false, ..first });
+    shapes.push(Shape { has_bias: false, ..first });
     shapes.push(Shape { c_alignment: 4, ..first });
     shapes.push(Shape { c_row_stride: 38, ..first });
     shapes.push(Shape { sizes: (40, 36, 45), ..first });
@@ -68,7 +85,8 @@ fn the_library_takes_every_description() {
     };
     assert!(library.version() >= 110_000);
     for shape in shapes() {
-        Prepared::describe(&library, &shape).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+        let described = Prepared::describe(&library, &shape).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+        described.set_bias(0x2000).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
         Preference::new(&library, &shape).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
     }
     let wrong = Preference::new(&library, &shapes()[0]).and_then(|it| {

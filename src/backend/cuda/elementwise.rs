@@ -6,6 +6,7 @@
 
 use super::context::Context;
 use super::driver::{Argument, Launch, Pointer};
+use super::matmul::{Operand, Storage};
 use crate::backend::cpu::activation::Activation;
 
 const FILE: &str = "elementwise";
@@ -93,13 +94,6 @@ pub fn multiply(context: &Context, a: Pointer, b: Pointer, c: Pointer, count: us
     }
 }
 
-/// A matrix whose rows are `row_stride` elements apart.
-#[derive(Debug, Clone, Copy)]
-pub struct Rows {
-    pub pointer: Pointer,
-    pub row_stride: usize,
-}
-
 /// to = x rounded to bf16 (nearest, ties to even), two bytes an element; both `[count]`.
 pub fn to_bf16(context: &Context, x: Pointer, to: Pointer, count: usize) {
     if count > 0 {
@@ -181,19 +175,16 @@ pub fn column_sums_workspace(rows: usize, columns: usize) -> usize {
     rows.div_ceil(TILE_ROWS) * columns * size_of::<f32>()
 }
 
-/// sums = or, accumulating, += the sum over the rows of a: `[rows, columns]`, rows `row_stride` elements apart; sums: `[columns]`.
-#[allow(clippy::too_many_arguments)] // A matrix, its sums, and where to work: a struct would only rename them.
+/// sums = or, accumulating, += the sum over the rows of a: `[rows, columns]`; sums: `[columns]`, f32.
 pub fn column_sums(
     context: &Context,
-    a: Pointer,
+    a: Operand,
     rows: usize,
     columns: usize,
-    row_stride: usize,
     sums: Pointer,
     accumulate: bool,
     workspace: Pointer,
 ) {
-    let a = Rows { pointer: a, row_stride };
     backward_with_sums(context, None, a, rows, columns, Activation::Identity, sums, accumulate, workspace);
 }
 
@@ -212,7 +203,7 @@ pub fn activation_backward_with_sums(
 ) {
     // The identity changes nothing, and its result need not be read.
     let y = (function != Activation::Identity).then_some(y);
-    let dy = Rows { pointer: dy, row_stride: columns };
+    let dy = Operand::rows(dy, columns);
     backward_with_sums(context, y, dy, rows, columns, function, sums, accumulate, workspace);
 }
 
@@ -220,7 +211,7 @@ pub fn activation_backward_with_sums(
 fn backward_with_sums(
     context: &Context,
     y: Option<Pointer>,
-    dy: Rows,
+    dy: Operand,
     rows: usize,
     columns: usize,
     function: Activation,
@@ -235,19 +226,22 @@ fn backward_with_sums(
         return fill(context, sums, 0.0, columns);
     }
     let (launch, slabs) = slabs(rows, columns, 1);
-    let arguments = [
-        Argument::Pointer(dy.pointer),
-        Argument::Pointer(y.unwrap_or(0)),
-        Argument::int(rows),
-        Argument::int(columns),
-        Argument::long(dy.row_stride),
-        number(function),
-        Argument::Pointer(workspace),
-    ];
-    run(context, FILE, "elementwise_column_sums", &launch, &arguments);
+    let (at, workspace) = (Argument::Pointer(dy.pointer), Argument::Pointer(workspace));
+    let sizes = [Argument::int(rows), Argument::int(columns), Argument::long(dy.row_stride)];
+    match dy.storage {
+        Storage::F32 => {
+            let y = Argument::Pointer(y.unwrap_or(0));
+            let arguments = [&[at, y][..], &sizes, &[number(function), workspace]].concat();
+            run(context, FILE, "elementwise_column_sums", &launch, &arguments);
+        }
+        Storage::Bf16 => {
+            debug_assert!(y.is_none(), "an activation's gradient stored as bf16");
+            let arguments = [&[at][..], &sizes, &[workspace]].concat();
+            run(context, FILE, "elementwise_column_sums_bf16", &launch, &arguments);
+        }
+    }
     let (slabs, columns_argument) = (Argument::int(slabs), Argument::int(columns));
-    let arguments =
-        [Argument::Pointer(workspace), slabs, columns_argument, Argument::Pointer(sums), Argument::flag(accumulate)];
+    let arguments = [workspace, slabs, columns_argument, Argument::Pointer(sums), Argument::flag(accumulate)];
     run(context, FILE, "elementwise_column_totals", &totals(columns), &arguments);
 }
 
@@ -257,6 +251,7 @@ mod tests {
     use super::*;
     use crate::backend::cpu;
     use crate::backend::cpu::testing::{assert_close, random};
+    use half::bf16;
 
     const ACTIVATIONS: [Activation; 4] =
         [Activation::Identity, Activation::Tanh, Activation::Sigmoid, Activation::Relu];
@@ -381,8 +376,9 @@ mod tests {
                 for (accumulate, shift) in [(false, 0), (true, 0), (false, 1)] {
                     let (matrix, sums) = (device.shifted(&a, shift), device.upload(&before));
                     let workspace = device.poisoned_bytes(column_sums_workspace(rows, columns));
-                    let (input, output, workspace) = (matrix.pointer(), sums.pointer(), workspace.pointer());
-                    column_sums(&device.context, input, rows, columns, stride, output, accumulate, workspace);
+                    let input = Operand::rows(matrix.pointer(), stride);
+                    let (output, workspace) = (sums.pointer(), workspace.pointer());
+                    column_sums(&device.context, input, rows, columns, output, accumulate, workspace);
                     let column = |j: usize| (0..rows).map(move |row| row * stride + j);
                     let expected: Vec<f64> = (0..columns)
                         .map(|j| {
@@ -396,6 +392,28 @@ mod tests {
                     let tolerance = roundings * f64::from(f32::EPSILON) / 2.0 * f64::from(largest);
                     assert_close(&sums.values(), &expected, tolerance, 0.0, "column sums");
                     assert_eq!(matrix.values(), a, "the matrix is only read");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn column_sums_of_bf16_have_the_bits_of_those_of_f32() {
+        for_all_orders(|device| {
+            for (rows, columns, stride) in SUM_SHAPES {
+                let halves: Vec<bf16> = random(rows * stride, 5).into_iter().map(bf16::from_f32).collect();
+                let whole: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+                let halves: Vec<u16> = halves.iter().map(|x| x.to_bits()).collect();
+                for shift in [0, 1, 4] {
+                    let (halves, whole) = (device.shifted(&halves, shift), device.upload(&whole));
+                    let workspace = device.poisoned_bytes(column_sums_workspace(rows, columns));
+                    let run = |matrix: Operand| {
+                        let sums = device.poisoned::<f32>(columns, 0);
+                        column_sums(&device.context, matrix, rows, columns, sums.pointer(), false, workspace.pointer());
+                        sums.values()
+                    };
+                    let sums = run(Operand::rows(halves.pointer(), stride).bf16());
+                    assert_eq!(sums, run(Operand::rows(whole.pointer(), stride)), "{rows} x {columns}");
                 }
             }
         });
@@ -417,7 +435,7 @@ mod tests {
                         activation_backward_with_sums(context, y, dy, rows, columns, function, to, false, workspace);
                     } else {
                         activation_backward(context, y.pointer(), dy, rows * columns, function);
-                        column_sums(context, dy, rows, columns, columns, to, false, workspace);
+                        column_sums(context, Operand::rows(dy, columns), rows, columns, to, false, workspace);
                     }
                     (gradient.values(), sums.values())
                 };

@@ -27,6 +27,16 @@ pub enum Storage {
     Bf16,
 }
 
+impl Storage {
+    /// Of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Storage::F32 => 4,
+            Storage::Bf16 => 2,
+        }
+    }
+}
+
 /// A strided view of a matrix on the device: element (i, j) is the one at `i * row_stride + j * column_stride`. One of the strides is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Operand {
@@ -75,7 +85,7 @@ impl Factor {
     }
 
     fn arguments(&self) -> [Argument; 3] {
-        let bytes = if self.storage == Storage::Bf16 { 2 } else { 4 };
+        let bytes = self.storage.bytes();
         let length = if self.along_k { self.k } else { self.rows };
         let fits = |width: usize| {
             self.pointer.is_multiple_of((width * bytes) as u64)
@@ -120,25 +130,11 @@ impl Factor {
 // As in kernels/matmul.cu.
 const CONTIGUOUS_ALONG_K: i32 = 8;
 const STORED_AS_BF16: i32 = 16;
+const WIDE: i32 = 1;
+const WRITTEN_AS_BF16: i32 = 2;
 const ROW_BYTES: usize = 64;
 const STRIP_ROWS: usize = 16;
 const PACKED: usize = 64;
-
-/// What happens to a product's elements before they are written.
-#[derive(Debug, Clone, Copy)]
-pub struct Epilogue {
-    /// `[n]`, added to every row; 0: none.
-    pub bias: Pointer,
-    pub activation: Activation,
-}
-
-impl Epilogue {
-    pub const NONE: Epilogue = Epilogue { bias: 0, activation: Activation::Identity };
-
-    fn is_none(&self) -> bool {
-        self.bias == 0 && self.activation == Activation::Identity
-    }
-}
 
 /// One kernel: a block's tile of c.
 #[derive(Debug, PartialEq, Eq)]
@@ -310,13 +306,19 @@ impl Plan {
         product + sum + packing
     }
 
-    /// Bytes: the sums of the splits, and the packed operands.
-    fn workspace(&self, m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> [usize; 3] {
+    /// The library, too, is faster with bf16 than with f32 to be rounded.
+    fn packs_first(&self, arithmetic: Arithmetic) -> bool {
+        self.tile.packed && arithmetic == Arithmetic::Bf16
+    }
+
+    /// Bytes: the sums of the splits, the packed operands, and a bias rounded beside them for NVIDIA's library.
+    fn workspace(&self, m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> [usize; 4] {
         let sums = if self.splits == 1 { 0 } else { (self.splits * m * n * size_of::<f32>()).next_multiple_of(16) };
         let packed = |rows: usize| {
             if self.tile.packed { rows * k.next_multiple_of(DEPTH_UNIT) * arithmetic.bytes() } else { 0 }
         };
-        [sums, packed(m), packed(n)]
+        let bias = if self.packs_first(arithmetic) { n * Storage::Bf16.bytes() } else { 0 };
+        [sums, packed(m), packed(n), bias]
     }
 }
 
@@ -325,7 +327,7 @@ pub fn workspace(m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> usize 
     Plan::new(m, n, k, arithmetic).workspace(m, n, k, arithmetic).iter().sum()
 }
 
-/// c = a b, or c += a b: a `[m, k]`, b `[k, n]`, c `[m, n]` of f32 with rows `c_row_stride >= n` apart, which overlaps neither.
+/// c = a b + bias, or c += a b + bias: a `[m, k]`, b `[k, n]`, c `[m, n]` with rows `c_row_stride >= n` apart, which overlaps neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Product {
     pub m: usize,
@@ -335,7 +337,10 @@ pub struct Product {
     pub b: Operand,
     pub c: Pointer,
     pub c_row_stride: usize,
+    pub c_storage: Storage,
     pub accumulate: bool,
+    /// `[n]`, f32, added to every row; 0: none.
+    pub bias: Pointer,
     pub arithmetic: Arithmetic,
 }
 
@@ -356,22 +361,23 @@ pub fn matmul(
     arithmetic: Arithmetic,
     workspace: Pointer,
 ) {
-    let product = Product { m, n, k, a, b, c, c_row_stride, accumulate, arithmetic };
-    compute(context, product, Epilogue::NONE, Plan::new(m, n, k, arithmetic), workspace, true);
+    let c_storage = Storage::F32;
+    let product = Product { m, n, k, a, b, c, c_row_stride, c_storage, accumulate, bias: 0, arithmetic };
+    matmul_with(context, product, Activation::Identity, workspace);
 }
 
-/// c = activation(a b + bias), or activation(c + a b + bias), where c's rows lie one behind the other. In one pass by the engine's kernels; where
-/// NVIDIA's library computes the product, the rest is a pass of its own.
-pub fn matmul_with(context: &Arc<Context>, product: Product, epilogue: Epilogue, workspace: Pointer) {
+/// c = activation(a b + bias), or activation(c + a b + bias). In one pass by the engine's kernels; where NVIDIA's library computes the product, an
+/// activation is a pass of its own (its rectifier would turn NaN into 0).
+pub fn matmul_with(context: &Arc<Context>, product: Product, activation: Activation, workspace: Pointer) {
     let Product { m, n, k, arithmetic, .. } = product;
-    compute(context, product, epilogue, Plan::new(m, n, k, arithmetic), workspace, true);
+    compute(context, product, activation, Plan::new(m, n, k, arithmetic), workspace, true);
 }
 
 /// `library`: whether NVIDIA's is asked first. Tests of the engine's kernels do not ask it.
 fn compute(
     context: &Arc<Context>,
     mut product: Product,
-    epilogue: Epilogue,
+    activation: Activation,
     plan: Plan,
     workspace: Pointer,
     library: bool,
@@ -380,36 +386,53 @@ fn compute(
     if m == 0 || n == 0 {
         return;
     }
-    let stored_as_bf16 = [a, b].iter().any(|operand| operand.storage == Storage::Bf16);
+    let stored_as_bf16 = [a.storage, b.storage, product.c_storage].contains(&Storage::Bf16);
     debug_assert!(arithmetic == Arithmetic::Bf16 || !stored_as_bf16, "an exact product of bf16");
     debug_assert!((plan.splits == 1 && !plan.tile.packed) || workspace != 0, "a product without its workspace");
-    // The library, too, is faster with bf16 than with f32 to be rounded; it does not mix them.
-    let pack_first = plan.tile.packed && arithmetic == Arithmetic::Bf16;
-    let by_library = |product: &Product| {
-        // SAFETY: the caller answers for the pointers.
-        let done = library && unsafe { context.library_product(product) };
-        if done && !epilogue.is_none() {
-            let bias = (epilogue.bias != 0).then_some(epilogue.bias);
-            elementwise::bias_activation(context, product.c, bias, m * n, n, epilogue.activation);
-        }
-        done
-    };
-    if !pack_first && by_library(&product) {
+    let pack_first = plan.packs_first(arithmetic);
+    if library && !pack_first && by_library(context, &product, activation, None) {
         return;
     }
     let mut left = Factor::new(&a, m, k, a.row_stride, a.column_stride);
     let mut right = Factor::new(&b, n, k, b.column_stride, b.row_stride);
     if plan.tile.packed {
-        let [sums, left_bytes, _] = plan.workspace(m, n, k, arithmetic);
+        let [sums, left_bytes, right_bytes, _] = plan.workspace(m, n, k, arithmetic);
         let left_packed = workspace + sums as u64;
+        let right_packed = left_packed + left_bytes as u64;
         left = left.packed(context, arithmetic, left_packed);
-        right = right.packed(context, arithmetic, left_packed + left_bytes as u64);
+        right = right.packed(context, arithmetic, right_packed);
         product.a = left.operand();
         product.b = right.operand().transposed();
+        let room = right_packed + right_bytes as u64;
+        if library && pack_first && by_library(context, &product, activation, Some(room)) {
+            return;
+        }
     }
-    if !(pack_first && by_library(&product)) {
-        launch(context, &product, left, right, epilogue, plan, workspace);
+    launch(context, &product, left, right, activation, plan, workspace);
+}
+
+/// Whether NVIDIA's library did it. It adds a bias stored as c is: one that is to be rounded needs `room`.
+fn by_library(context: &Arc<Context>, product: &Product, activation: Activation, room: Option<Pointer>) -> bool {
+    let Product { m, n, c, c_row_stride, c_storage, bias, .. } = *product;
+    // SAFETY: the caller of the product answers for the pointers.
+    let computed = |product: &Product| unsafe { context.library_product(product) };
+    if activation == Activation::Identity {
+        if bias == 0 || c_storage == Storage::F32 {
+            if computed(product) {
+                return true;
+            }
+        } else if let Some(room) = room.filter(|_| context.library_takes(product)) {
+            elementwise::to_bf16(context, bias, room, n);
+            return computed(&Product { bias: room, ..*product });
+        }
     }
+    // What follows the product is a pass over f32 that lie one behind the other.
+    let follows = activation != Activation::Identity || bias != 0;
+    if !follows || c_row_stride != n || c_storage != Storage::F32 || !computed(&Product { bias: 0, ..*product }) {
+        return false;
+    }
+    elementwise::bias_activation(context, c, (bias != 0).then_some(bias), m * n, n, activation);
+    true
 }
 
 fn launch(
@@ -417,14 +440,14 @@ fn launch(
     product: &Product,
     left: Factor,
     right: Factor,
-    epilogue: Epilogue,
+    activation: Activation,
     plan: Plan,
     workspace: Pointer,
 ) {
-    let Product { m, n, k, c, c_row_stride, accumulate, .. } = *product;
+    let Product { m, n, k, c, c_row_stride, c_storage, accumulate, bias, .. } = *product;
     let Plan { tile, splits, split_length, .. } = plan;
     let partial_sums = if splits == 1 { 0 } else { workspace };
-    let wide = c.is_multiple_of(16) && c_row_stride.is_multiple_of(4) && n.is_multiple_of(4);
+    let wide = c.is_multiple_of(4 * c_storage.bytes() as u64) && c_row_stride.is_multiple_of(4);
     let (rows, columns) = (m.div_ceil(tile.height) as u32, n.div_ceil(tile.width) as u32);
     let blocks = if splits == 1 {
         // Bands of tile rows: see the kernel.
@@ -433,18 +456,18 @@ fn launch(
     } else {
         [rows, columns, splits as u32]
     };
-    let activation = Argument::Int(match epilogue.activation {
+    let activation = Argument::Int(match activation {
         Activation::Identity => 0,
         Activation::Tanh => 1,
         Activation::Sigmoid => 2,
         Activation::Relu => 3,
     });
-    let output = [Argument::Pointer(c), Argument::long(c_row_stride)];
+    let form = if wide { WIDE } else { 0 } | if c_storage == Storage::Bf16 { WRITTEN_AS_BF16 } else { 0 };
+    let output = [Argument::Pointer(c), Argument::long(c_row_stride), Argument::Int(form)];
     let sizes = [Argument::int(m), Argument::int(n)];
-    let ends = [Argument::Pointer(epilogue.bias), activation, Argument::flag(accumulate)];
+    let ends = [Argument::Pointer(bias), activation, Argument::flag(accumulate)];
     let parts = [Argument::int(k), Argument::int(split_length), Argument::Pointer(partial_sums)];
-    let wide = [Argument::flag(wide)];
-    let arguments = [&left.arguments()[..], &right.arguments(), &output, &wide, &sizes, &parts, &ends].concat();
+    let arguments = [&left.arguments()[..], &right.arguments(), &output, &sizes, &parts, &ends].concat();
     let shape = Launch { blocks, ..Launch::blocks(1, tile.threads) }.shared(tile.shared());
     // SAFETY: the kernel's arguments; the caller answers for the pointers.
     unsafe { context.launch("matmul", tile.kernel, &shape, &arguments) };

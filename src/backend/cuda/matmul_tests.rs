@@ -26,6 +26,7 @@ struct Case {
     a: Layout,
     b: Layout,
     c_gap: usize,
+    c_bf16: bool,
     accumulate: bool,
     arithmetic: Arithmetic,
     bias: bool,
@@ -44,6 +45,7 @@ impl Case {
             a: Layout::default(),
             b: Layout::default(),
             c_gap: 0,
+            c_bf16: false,
             accumulate: false,
             arithmetic,
             bias: false,
@@ -67,7 +69,7 @@ impl Case {
         (random(m * k, 1), random(k * n, 2), random(m * (n + self.c_gap), 3), random(n, 4))
     }
 
-    /// The bits of c, with what is between its rows.
+    /// c, with what is between its rows.
     fn run(&self) -> Vec<f32> {
         let (a, b, c, bias) = self.values();
         self.run_on(&a, &b, &c, &bias)
@@ -79,7 +81,7 @@ impl Case {
         let (a, _a) = operand(&context, a, m, k, self.a);
         let (b, _b) = operand(&context, b, k, n, self.b);
         let bias = uploaded(&context, bias);
-        let output = uploaded(&context, c);
+        let output = if self.c_bf16 { uploaded(&context, &to_bf16(c)) } else { uploaded(&context, c) };
         let plan = self.plan();
         let workspace = context.allocate(plan.workspace(m, n, k, self.arithmetic).iter().sum());
         let bias = if self.bias { bias.pointer() } else { 0 };
@@ -91,16 +93,22 @@ impl Case {
             b,
             c: output.pointer(),
             c_row_stride: n + self.c_gap,
+            c_storage: if self.c_bf16 { Storage::Bf16 } else { Storage::F32 },
             accumulate: self.accumulate,
+            bias,
             arithmetic: self.arithmetic,
         };
-        let epilogue = Epilogue { bias, activation: self.activation };
         if self.library {
-            matmul_with(&context, product, epilogue, workspace.pointer());
+            matmul_with(&context, product, self.activation, workspace.pointer());
         } else {
-            compute(&context, product, epilogue, plan, workspace.pointer(), false);
+            compute(&context, product, self.activation, plan, workspace.pointer(), false);
         }
-        let result = context.download(&output, c.len());
+        let result = if self.c_bf16 {
+            let halves: Vec<u16> = context.download(&output, c.len());
+            halves.into_iter().map(|bits| half::bf16::from_bits(bits).to_f32()).collect()
+        } else {
+            context.download(&output, c.len())
+        };
         context.check().unwrap();
         result
     }
@@ -108,7 +116,10 @@ impl Case {
     /// Holds c against sums in f64 of operands rounded as the arithmetic rounds them.
     fn check(&self) {
         let (_, n, k) = self.shape;
-        let (a, b, before, bias) = self.values();
+        let (a, b, mut before, bias) = self.values();
+        if self.c_bf16 {
+            before.iter_mut().for_each(|x| *x = rounded(*x, Arithmetic::Bf16));
+        }
         let result = self.run();
         // How the library rounds is not said: each operand is off by a unit of its last place at most.
         let exact = self.library && self.arithmetic != Arithmetic::F32;
@@ -143,7 +154,11 @@ impl Case {
             };
             // Half an ulp for each of k products, k sums and what follows, each of at most the sum of magnitudes; no activation is steeper
             // than the identity, and each is right to a few ulp of 1.
-            let bound = magnitude * ((2 * k + 8) as f64 * 6e-8 + rounding * (2.0 + rounding));
+            let mut bound = magnitude * ((2 * k + 8) as f64 * 6e-8 + rounding * (2.0 + rounding));
+            if self.c_bf16 {
+                // Half a unit of the last place; the library's bias is rounded, too.
+                bound += (expected.abs() + bound) / 256.0 + if exact { f64::from(bias[j].abs()) / 256.0 } else { 0.0 };
+            }
             assert!((f64::from(result) - expected).abs() <= bound, "{self:?} ({i}, {j}): {result} for {expected}");
         }
     }
@@ -156,6 +171,10 @@ fn rounded(x: f32, arithmetic: Arithmetic) -> f32 {
         Arithmetic::Tf32 => f32::from_bits((x.to_bits() + 0x1000) & !0x1fff),
         Arithmetic::Bf16 => half::bf16::from_f32(x).to_f32(),
     }
+}
+
+fn to_bf16(values: &[f32]) -> Vec<u16> {
+    values.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect()
 }
 
 fn uploaded<T: bytemuck::NoUninit>(context: &Arc<Context>, values: &[T]) -> Buffer {
@@ -177,12 +196,7 @@ fn operand(context: &Arc<Context>, values: &[f32], rows: usize, columns: usize, 
         }
     }
     let bytes = if bf16 { 2 } else { 4 };
-    let buffer = if bf16 {
-        let memory: Vec<u16> = memory.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
-        uploaded(context, &memory)
-    } else {
-        uploaded(context, &memory)
-    };
+    let buffer = if bf16 { uploaded(context, &to_bf16(&memory)) } else { uploaded(context, &memory) };
     let operand = Operand::rows(buffer.pointer() + (offset * bytes) as u64, stride);
     let operand = if transposed { operand.transposed() } else { operand };
     (if bf16 { operand.bf16() } else { operand }, buffer)
@@ -232,8 +246,12 @@ fn products_agree_with_sums_in_f64_whoever_computes_them() {
     for shape in [(64, 64, 64), (35, 41, 37), (260, 300, 96), (16, 24, 1100)] {
         for arithmetic in ARITHMETICS {
             for (a, b) in layouts().take(4) {
-                for (accumulate, bias) in [(false, false), (true, true)] {
-                    Case { a, b, accumulate, bias, library: true, ..Case::new(shape, arithmetic) }.check();
+                for (accumulate, bias) in [(false, false), (false, true), (true, true)] {
+                    let case = Case { a, b, accumulate, bias, library: true, ..Case::new(shape, arithmetic) };
+                    if arithmetic == Arithmetic::Bf16 {
+                        Case { c_bf16: true, c_gap: 7 - (shape.1 + 7) % 8, ..case.clone() }.check();
+                    }
+                    case.check();
                 }
             }
         }
@@ -365,6 +383,31 @@ fn operands_stored_as_bf16_give_the_bits_of_rounded_ones() {
                 let b = Layout { bf16: b_bf16, ..b };
                 let case = Case { a, b, ..case.clone() };
                 assert_eq!(bits(&case.run()), reference, "{case:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_output_stored_as_bf16_has_the_bits_of_the_rounded_one() {
+    if skipped() {
+        return;
+    }
+    // Rows that are whole vectors, that end within one, and that begin where no vector does; every tile, and splits.
+    for (n, c_gap) in [(40, 0), (38, 2), (37, 3), (37, 0)] {
+        for tile in 0..Arithmetic::Bf16.tiles().len() {
+            for (splits, activation) in [(1, Activation::Identity), (1, Activation::Tanh), (2, Activation::Identity)] {
+                let case = Case {
+                    c_gap,
+                    bias: true,
+                    activation,
+                    plan: Some((tile, splits)),
+                    ..Case::new((35, n, 70), Arithmetic::Bf16)
+                };
+                let exact: Vec<f32> = case.run().iter().map(|&x| rounded(x, Arithmetic::Bf16)).collect();
+                let case = Case { c_bf16: true, ..case };
+                assert_eq!(bits(&case.run()), bits(&exact), "{case:?}");
+                Case { accumulate: true, ..case }.check();
             }
         }
     }

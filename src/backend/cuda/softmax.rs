@@ -4,6 +4,7 @@
 use super::context::Context;
 use super::driver::{Argument, Launch, Pointer};
 use super::elementwise::run;
+use super::matmul::{Operand, Storage};
 
 const FILE: &str = "softmax";
 const WARP: usize = 32;
@@ -35,13 +36,6 @@ fn optional(pointer: Option<Pointer>) -> Argument {
     pointer.map_or(Argument::NONE, Argument::Pointer)
 }
 
-/// `[rows, columns]`.
-#[derive(Debug, Clone, Copy)]
-pub enum Logits {
-    F32(Pointer),
-    Bf16(Pointer),
-}
-
 /// What the probabilities of a row are drawn to.
 #[derive(Debug, Clone, Copy)]
 pub enum Targets {
@@ -59,12 +53,11 @@ pub enum Targets {
 
 #[derive(Debug, Clone, Copy)]
 pub struct CrossEntropy {
-    pub logits: Logits,
+    /// `[rows, columns]`, rows one behind the other or further apart.
+    pub logits: Operand,
     pub rows: usize,
     pub columns: usize,
     pub targets: Targets,
-    /// `[rows]`, f32: factors of the rows' losses and gradients; 0 leaves a row out.
-    pub weights: Option<Pointer>,
 }
 
 /// -sum of q ln softmax(logits) of every row into `losses`: `[rows]`, f32; with `gradient`, the gradient of the sum of the losses times that
@@ -73,9 +66,9 @@ pub fn cross_entropy(context: &Context, batch: &CrossEntropy, losses: Pointer, g
     if batch.rows == 0 || batch.columns == 0 {
         return;
     }
-    let (kernel, logits, bytes, most) = match batch.logits {
-        Logits::F32(logits) => ("cross_entropy_f32", logits, size_of::<f32>(), THREADS_F32),
-        Logits::Bf16(logits) => ("cross_entropy_bf16", logits, size_of::<u16>(), THREADS_BF16),
+    let (kernel, most) = match batch.logits.storage {
+        Storage::F32 => ("cross_entropy_f32", THREADS_F32),
+        Storage::Bf16 => ("cross_entropy_bf16", THREADS_BF16),
     };
     let (labels, distributions, smoothing, prior) = match batch.targets {
         Targets::Labels { labels, smoothing, prior } => {
@@ -83,7 +76,7 @@ pub fn cross_entropy(context: &Context, batch: &CrossEntropy, losses: Pointer, g
         }
         Targets::Distributions(rows) => (Argument::NONE, Argument::Pointer(rows), 0.0, Argument::NONE),
     };
-    let row = (batch.columns * bytes).next_multiple_of(16);
+    let row = (batch.columns * batch.logits.storage.bytes()).next_multiple_of(16);
     // Only what is read a second time is worth keeping.
     let is_dense = smoothing != 0.0 || matches!(batch.targets, Targets::Distributions(_));
     let is_resident =
@@ -91,11 +84,11 @@ pub fn cross_entropy(context: &Context, batch: &CrossEntropy, losses: Pointer, g
     let launch = by_rows(batch.rows, row, most).shared(SCRATCH + if is_resident { row } else { 0 });
     let [scale, factor] = gradient.unwrap_or(Scale::ONE).arguments();
     let arguments = [
-        Argument::Pointer(logits),
+        Argument::Pointer(batch.logits.pointer),
+        Argument::long(batch.logits.row_stride),
         labels,
         distributions,
         prior,
-        optional(batch.weights),
         Argument::Pointer(losses),
         Argument::Float(smoothing),
         scale,

@@ -16,7 +16,6 @@ fn widened(x: &[f32]) -> Vec<f64> {
 struct Placed {
     labels: OnDevice<i32>,
     tables: Vec<OnDevice<f32>>,
-    weights: Option<OnDevice<f32>>,
 }
 
 impl Placed {
@@ -30,11 +29,10 @@ impl Placed {
         Placed {
             labels: device.shifted(&labels, 1),
             tables: table.iter().map(|table| device.shifted(table, shift)).collect(),
-            weights: of.weights.map(|weights| device.upload(weights)),
         }
     }
 
-    fn batch(&self, of: &cpu::cross_entropy::CrossEntropy, logits: Logits, rows: usize) -> CrossEntropy {
+    fn batch(&self, of: &cpu::cross_entropy::CrossEntropy, logits: Operand, rows: usize) -> CrossEntropy {
         let table = self.tables.first().map(OnDevice::pointer);
         let targets = match of.targets {
             cpu::cross_entropy::Targets::Labels { smoothing, .. } => {
@@ -42,13 +40,7 @@ impl Placed {
             }
             cpu::cross_entropy::Targets::Distributions(_) => Targets::Distributions(table.expect("a table")),
         };
-        CrossEntropy {
-            logits,
-            rows,
-            columns: of.columns,
-            targets,
-            weights: self.weights.as_ref().map(OnDevice::pointer),
-        }
+        CrossEntropy { logits, rows, columns: of.columns, targets }
     }
 }
 
@@ -68,7 +60,7 @@ fn cross_entropy_of_f32_logits_agrees_with_f64_for_all_targets() {
                 for shift in BOTH_ALIGNMENTS {
                     let placed = Placed::new(device, of, shift);
                     let in_place = device.shifted(&logits, shift);
-                    let batch = placed.batch(of, Logits::F32(in_place.pointer()), rows);
+                    let batch = placed.batch(of, Operand::rows(in_place.pointer(), columns), rows);
                     let losses = [(); 2].map(|()| device.poisoned::<f32>(rows, 0));
                     cross_entropy(&device.context, &batch, losses[0].pointer(), None);
                     assert_eq!(in_place.values(), logits, "{name}: without a gradient the logits stay");
@@ -100,18 +92,27 @@ fn cross_entropy_of_bf16_logits_agrees_with_f64_up_to_the_rounding_of_the_gradie
             let logits: Vec<bf16> =
                 random(rows * columns, columns as u64).iter().map(|x| bf16::from_f32(x * spread)).collect();
             let exact: Vec<f32> = logits.iter().map(|x| x.to_f32()).collect();
-            let raw: Vec<u16> = logits.iter().map(|x| x.to_bits()).collect();
             for_all_targets(rows, columns, |of, name| {
                 let (expected, gradient) = reference(of, &exact);
-                for shift in [0, 1, 3] {
+                // The last rows as training has them: each begins at a multiple of 16 bytes.
+                for (shift, gap) in [(0, 0), (1, 0), (3, 1), (0, columns.next_multiple_of(8) - columns)] {
+                    let stride = columns + gap;
+                    let mut raw = vec![bf16::NAN.to_bits(); rows * stride];
+                    for (row, logits) in raw.chunks_exact_mut(stride).zip(logits.chunks_exact(columns)) {
+                        row.iter_mut().zip(logits).for_each(|(to, x)| *to = x.to_bits());
+                    }
                     let placed = Placed::new(device, of, shift);
                     let in_place = device.shifted(&raw, shift);
-                    let batch = placed.batch(of, Logits::Bf16(in_place.pointer()), rows);
+                    let batch = placed.batch(of, Operand::rows(in_place.pointer(), stride).bf16(), rows);
                     let losses = device.poisoned::<f32>(rows, 0);
                     cross_entropy(&device.context, &batch, losses.pointer(), Some(Scale::ONE));
-                    let ours: Vec<f32> = in_place.values().iter().map(|&bits| bf16::from_bits(bits).to_f32()).collect();
+                    let after = in_place.values();
+                    let (ours, between): (Vec<_>, Vec<_>) =
+                        after.iter().enumerate().partition(|(place, _)| place % stride < columns);
+                    let ours: Vec<f32> = ours.iter().map(|&(_, &bits)| bf16::from_bits(bits).to_f32()).collect();
                     assert_close(&ours, &gradient, 1e-6, 1.0 / 256.0, name);
                     assert_close(&losses.values(), &expected, 2e-6, 1e-6, name);
+                    assert!(between.iter().all(|&(_, &bits)| bits == bf16::NAN.to_bits()), "{name}: between rows");
                 }
             });
         }
@@ -127,20 +128,19 @@ fn a_row_beyond_shared_memory_is_read_twice_with_the_same_result() {
     let of = cpu::cross_entropy::CrossEntropy {
         columns,
         targets: cpu::cross_entropy::Targets::Labels { labels: &[59_999], smoothing: 0.1, prior: None },
-        weights: None,
     };
     let placed = Placed::new(&device, &of, 0);
     let (expected, gradient) = reference(&of, &logits);
     let losses = device.poisoned::<f32>(1, 0);
 
     let in_place = device.upload(&logits);
-    let batch = placed.batch(&of, Logits::F32(in_place.pointer()), 1);
+    let batch = placed.batch(&of, Operand::rows(in_place.pointer(), columns), 1);
     cross_entropy(&device.context, &batch, losses.pointer(), Some(Scale::ONE));
     assert_close(&in_place.values(), &gradient, 1e-8, 1e-5, "f32");
     assert_close(&losses.values(), &expected, 0.0, 1e-6, "f32");
 
     let in_place = device.upload(&logits.iter().map(|&x| bf16::from_f32(x).to_bits()).collect::<Vec<u16>>());
-    let batch = placed.batch(&of, Logits::Bf16(in_place.pointer()), 1);
+    let batch = placed.batch(&of, Operand::rows(in_place.pointer(), columns).bf16(), 1);
     cross_entropy(&device.context, &batch, losses.pointer(), Some(Scale::ONE));
     let ours: Vec<f32> = in_place.values().iter().map(|&bits| bf16::from_bits(bits).to_f32()).collect();
     assert_close(&ours, &gradient, 1e-8, 1.0 / 250.0, "bf16");
@@ -155,15 +155,14 @@ fn a_row_that_is_left_out_may_hold_anything() {
         let of = cpu::cross_entropy::CrossEntropy {
             columns: 2,
             targets: cpu::cross_entropy::Targets::Labels {
-                labels: &[1, cpu::cross_entropy::IGNORED, 0],
+                labels: &[1, cpu::cross_entropy::IGNORED, cpu::cross_entropy::IGNORED],
                 smoothing: 0.1,
                 prior: None,
             },
-            weights: Some(&[1.0, 1.0, 0.0]),
         };
         let placed = Placed::new(device, &of, 0);
         let losses = device.poisoned::<f32>(3, 0);
-        let batch = placed.batch(&of, Logits::F32(logits.pointer()), 3);
+        let batch = placed.batch(&of, Operand::rows(logits.pointer(), 2), 3);
         cross_entropy(&device.context, &batch, losses.pointer(), Some(Scale::ONE));
         assert!(losses.values()[0] > 0.0 && losses.values()[1..] == [0.0; 2]);
         assert_eq!(logits.values()[2..], [0.0; 4]);
