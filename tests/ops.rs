@@ -9,6 +9,7 @@ use headfirst::ops::attention_decoder::{Operands, Transcripts};
 use headfirst::ops::convolution::Patches;
 use headfirst::ops::cross_entropy::{LEFT_OUT, Labels, Targets};
 use headfirst::ops::dropout::Sharing;
+use headfirst::ops::embedding::Rows;
 use headfirst::ops::linear::Activation;
 use headfirst::ops::linear_cross_entropy::{Top, losses, losses_and_gradients};
 use headfirst::ops::lstm::{Direction, State};
@@ -792,14 +793,15 @@ fn rows_are_taken_in_any_order_and_more_than_once_and_others_follow_them() {
             Tensor::from_vec(&device, &[rows, 5], elements, Category::Activation)
         };
         let (table, then) = (tensor(4, 0.0), tensor(2, 100.0));
-        let taken = ops::embedding::rows(&table, &[3, 0, 3], Some(&then)).unwrap();
+        let rows = |numbers: &[u32], table: &Tensor, then| Rows::new(&device, numbers).of(table, then);
+        let taken = rows(&[3, 0, 3], &table, Some(&then)).unwrap();
         let row = |first: f32| (0..5).map(move |i| first + i as f32);
         let expected: Vec<f32> = [15.0, 0.0, 15.0, 100.0, 105.0].into_iter().flat_map(row).collect();
         assert_eq!((taken.shape(), taken.to_vec()), (&[5, 5][..], expected), "{device}");
-        assert!(ops::embedding::rows(&table, &[], None).unwrap().is_empty());
-        assert!(ops::embedding::rows(&table, &[4], None).is_err());
+        assert!(rows(&[], &table, None).unwrap().is_empty());
+        assert!(rows(&[4], &table, None).is_err());
         let narrow = Tensor::from_vec(&device, &[2, 3], vec![0.0; 6], Category::Activation);
-        assert!(ops::embedding::rows(&table, &[1], Some(&narrow)).is_err());
+        assert!(rows(&[1], &table, Some(&narrow)).is_err());
     }
 }
 

@@ -198,6 +198,11 @@ fn a_run_that_is_stopped_again_and_again_ends_with_the_bits_of_one_that_never_wa
     for (name, bytes) in &whole {
         assert!(parts[name] == *bytes, "{name} differs");
     }
+    // Stopped anywhere, the log has the checksum of every epoch that was kept.
+    for record in crate::program::log(&tiny.path("parts")) {
+        let kept = &parts[&format!("{}/epoch-{}.safetensors", record["stage"].as_str().unwrap(), record["epoch"])];
+        assert_eq!(record["kept_sha256"], headfirst::files::sha256(kept), "{record}");
+    }
     // Averaged weights are what an epoch is judged by and what is kept.
     assert!(whole["joint/epoch-5.safetensors"] != whole["joint/epoch-4.safetensors"]);
 }

@@ -138,6 +138,13 @@ pub fn report() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Category;
+    use crate::models::Network;
+    use crate::models::transformer::{DecoderState, Sizes, Transformer};
+    use crate::nn::{Parameters, Scheme};
+    use crate::ops::sequences::Sequences;
+    use crate::tape::Var;
+    use crate::tensor::Tensor;
 
     #[test]
     fn the_counts_are_those_of_the_committed_report() {
@@ -176,6 +183,36 @@ mod tests {
         }
         // Nothing that changes from step to step is part of the list.
         assert!(steps.iter().all(|(tally, _)| tally.graphs == 1 && tally.allocations == 0), "{:?}", steps[0].0);
+    }
+
+    #[test]
+    fn a_step_of_a_decoder_brings_what_it_reads_to_the_device_once_for_all_layers() {
+        for decoder_layers in [1, 3] {
+            let (device, counter) = counting(None);
+            let model = Transformer::new(Sizes {
+                inputs: 7,
+                encoder_layers: 1,
+                decoder_layers,
+                units: 8,
+                heads: 2,
+                feedforward: 16,
+                dropout: 0.0,
+                attention_dropout: 0.0,
+                ctc_weight: 0.5,
+                label_smoothing: 0.0,
+                symbols: 5,
+            });
+            let parameters = Parameters::initialize(&device, &model.structure().specs, Scheme::Espnet, 1);
+            let sequences = Sequences::new(&[9, 7]).unwrap();
+            let hidden = Var::constant(Tensor::zeros(&device, &[16, 8], Category::Activation));
+            let memory = model.remember(&parameters, &hidden, &sequences).unwrap();
+            let step = |state: &DecoderState| model.step(&parameters, &memory, state, &[0, 1], &[model.end(); 2]);
+            let (_, state) = step(&model.begin(2)).unwrap();
+            counter.take();
+            step(&state.select(&[0, 1]).unwrap()).unwrap();
+            // The tokens, how queries and how keys are packed, and the rows that go on.
+            assert_eq!(counter.take().uploads, 4, "{decoder_layers} layers");
+        }
     }
 
     /// The counting device and the emulator are asked for the same work: the first counts what the second runs.

@@ -19,6 +19,7 @@ use crate::ops;
 pub use crate::ops::attention_decoder::State;
 use crate::ops::attention_decoder::{Operands, Transcripts};
 use crate::ops::cross_entropy::Labels;
+use crate::ops::embedding::Rows;
 use crate::ops::linear::Activation;
 use crate::ops::sequences::Sequences;
 use crate::random::MaskKey;
@@ -230,10 +231,12 @@ impl CtcAttention {
         let numbers: Vec<u32> = hypotheses.iter().map(|&hypothesis| hypothesis as u32).collect();
         let weights = hypotheses.iter().flat_map(|&hypothesis| starts[hypothesis]..starts[hypothesis + 1]);
         let weights: Vec<u32> = weights.map(|weight| weight as u32).collect();
+        let device = state.hidden.device();
+        let chosen = Rows::new(device, &numbers);
         Ok(State {
-            hidden: ops::embedding::rows(&state.hidden, &numbers, None)?,
-            cell: ops::embedding::rows(&state.cell, &numbers, None)?,
-            attention: ops::embedding::rows(&state.attention, &weights, None)?,
+            hidden: chosen.of(&state.hidden, None)?,
+            cell: chosen.of(&state.cell, None)?,
+            attention: Rows::new(device, &weights).of(&state.attention, None)?,
         })
     }
 

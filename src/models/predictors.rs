@@ -9,6 +9,7 @@ use crate::models::lstm_lm::LstmLm;
 use crate::models::transformer::{self, Transformer};
 use crate::nn::Parameters;
 use crate::ops;
+use crate::ops::embedding::Rows;
 use crate::ops::linear::Activation;
 use crate::ops::lstm::State;
 use crate::ops::sequences::Sequences;
@@ -140,9 +141,9 @@ impl Predictor for LanguageModelPredictor<'_> {
 
     fn select(&mut self, parents: &[usize]) -> Result<()> {
         let parents: Vec<u32> = parents.iter().map(|&parent| parent as u32).collect();
+        let chosen = Rows::new(self.parameters.value(0).device(), &parents);
         for State { hidden, cell } in self.states.iter_mut().flatten() {
-            let chosen = |x: &Tensor| ops::embedding::rows(x, &parents, None);
-            (*hidden, *cell) = (chosen(hidden)?, chosen(cell)?);
+            (*hidden, *cell) = (chosen.of(hidden, None)?, chosen.of(cell, None)?);
         }
         Ok(())
     }

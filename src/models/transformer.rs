@@ -21,6 +21,7 @@ use crate::ops;
 use crate::ops::attention::Heads;
 use crate::ops::convolution::Patches;
 use crate::ops::cross_entropy::Labels;
+use crate::ops::embedding::Rows;
 use crate::ops::linear::Activation;
 use crate::ops::sequences::Sequences;
 use crate::random::{Mask, MaskKey};
@@ -402,6 +403,8 @@ impl Transformer {
         let keys = Sequences::new(&vec![state.read + 1; count])?;
         let mut x = self.embedded(&mut tape, parameters, tokens, &sequences, state.read, None)?;
         let rows = state.rows();
+        // The same in every layer.
+        let rows = Rows::new(device, &rows);
         let mut layers = Vec::with_capacity(self.decoder.len());
         for (k, layer) in self.decoder.iter().enumerate() {
             let normalised = layer.norms[0].forward(&mut tape, parameters, &x)?;
@@ -409,7 +412,7 @@ impl Transformer {
             let own = match state.layers.get(k) {
                 Some([keys, values]) => {
                     let with = |before: &Var, new: &Var| -> Result<Var> {
-                        Ok(Var::constant(ops::embedding::rows(before.tensor(), &rows, Some(new.tensor()))?))
+                        Ok(Var::constant(rows.of(before.tensor(), Some(new.tensor()))?))
                     };
                     [with(keys, &new[0])?, with(values, &new[1])?]
                 }

@@ -338,6 +338,7 @@ mod tests {
             valid_wer: Some(40.0),
             valid_perplexity: None,
             best: true,
+            kept_sha256: None,
             step: 8,
             learning_rate: 1.0,
             gradient_norm: 3.0,

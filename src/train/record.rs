@@ -26,6 +26,9 @@ pub struct EpochRecord {
     pub valid_perplexity: Option<f64>,
     /// True if this epoch has the lowest validation loss so far.
     pub best: bool,
+    /// The SHA-256 checksum of `epoch-N.safetensors`, if every epoch's weights are kept; versions before did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_sha256: Option<String>,
     /// Optimiser steps since the stage began.
     pub step: u64,
     #[serde(with = "crate::train::number::float")]

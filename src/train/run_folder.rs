@@ -3,7 +3,7 @@
 //! ```text
 //! RUN/recipe.toml            every key filled in; written last of the start files, so a folder with it is a run
 //! RUN/tokens.txt  features.toml  cmvn.safetensors
-//! RUN/log.jsonl              one EpochRecord a line
+//! RUN/log.jsonl              one EpochRecord a line, with the checksum of its epoch-N.safetensors
 //! RUN/STAGE/best.safetensors  epoch-N.safetensors (keep = "all")
 //! RUN/STAGE/state.json  state-CHECKSUM.safetensors       see `checkpoint`
 //! RUN/STAGE/valid.hyp.trn  valid.ref.trn  test.hyp.trn  test.ref.trn

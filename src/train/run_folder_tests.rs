@@ -25,6 +25,7 @@ fn record(stage: &str, epoch: usize) -> EpochRecord {
         valid_wer: None,
         valid_perplexity: None,
         best: false,
+        kept_sha256: None,
         step: 29 * epoch as u64,
         learning_rate: 1.0,
         gradient_norm: f64::INFINITY,

@@ -15,7 +15,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::{Map, json};
 
 use crate::error::{Error, Result};
-use crate::files::{sha256, write_atomically};
+use crate::files::{ChecksumWriter, sha256, write_atomically};
 
 /// One tensor to be written. `data` is row-major and has as many elements as `shape` says.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,18 @@ pub(crate) fn write_weights(
         write_little_endian(writer, tensor.data)?;
     }
     Ok(())
+}
+
+/// The SHA-256 checksum of the file that [`save_weights`] would write of these tensors, without metadata.
+///
+/// # Errors
+/// A name occurs twice; data and shape disagree.
+pub fn weights_checksum(tensors: &[NamedTensor]) -> Result<String> {
+    let mut nowhere = io::sink();
+    let mut checksum = ChecksumWriter::new(&mut nowhere);
+    write_weights(&mut checksum, tensors, &[])
+        .map_err(|error| Error::program(format!("weights have no checksum: {error}")))?;
+    Ok(checksum.finish().0)
 }
 
 fn invalid(problem: String) -> io::Error {
@@ -304,6 +316,16 @@ mod tests {
         let second = folder.path().join("other");
         save_weights(&second, &[BIAS, WEIGHT], &[("epoch", "3"), ("stage", "joint")]).unwrap();
         assert_eq!(fs::read(first).unwrap(), fs::read(second).unwrap());
+    }
+
+    #[test]
+    fn the_checksum_is_known_before_the_file_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("epoch-1.safetensors");
+        save_weights(&path, &[WEIGHT, BIAS], &[]).unwrap();
+        let found = load_weights(&path).unwrap().checksum().0;
+        assert_eq!(weights_checksum(&[BIAS, WEIGHT]).unwrap(), found);
+        assert!(weights_checksum(&[BIAS, BIAS]).unwrap_err().to_string().contains("two tensors"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::run_folder::{RECIPE, RESULT, RunFolder};
+use super::run_folder::{LOG, RECIPE, RESULT, RunFolder};
 use super::weights::{Weights, load_weights};
 use crate::error::{Error, Result};
 
@@ -28,25 +28,38 @@ impl WeightsReference {
         }
     }
 
-    /// Opens the weights. Those that a finished stage ended with are held against the checksum in the run's result.
+    /// Opens the weights. Those that a finished stage ended with are held against the checksum in the run's result, those that were kept of an epoch
+    /// against the one in its log.
     ///
     /// # Errors
-    /// Those of [`load_weights`]; weights that are no longer what the stage ended with.
+    /// Those of [`load_weights`]; weights that are no longer what the stage or the epoch ended with.
     pub fn load(&self) -> Result<Weights> {
         // Before the weights: a stage that ends in between replaces them once more, and then writes its result.
-        let result = RunFolder::open(&self.run)?.read_result()?;
+        let expected = self.expected_checksum()?;
         let weights = load_weights(self.file())?;
-        let mut stages = result.iter().flat_map(|result| &result.stages);
-        let finished = stages.find(|stage| self.epoch.is_none() && stage.stage == self.stage);
-        match finished.and_then(|stage| stage.best_sha256.as_ref()) {
-            Some(expected) if *expected != weights.checksum().0 => {
-                let problem = format!("is not what the stage ended with: it does not have the checksum in {RESULT}");
+        match expected {
+            Some(expected) if expected != weights.checksum().0 => {
+                let (what, place) = if self.epoch.is_some() { ("epoch", LOG) } else { ("stage", RESULT) };
+                let problem = format!("is not what the {what} ended with: it does not have the checksum in {place}");
                 Err(Error::file(weights.path(), problem).remedy(
                     "Restore it from a copy; if it was replaced on purpose, evaluate it with --recipe and --weights",
                 ))
             }
             _ => Ok(weights),
         }
+    }
+
+    /// None: the stage or the epoch has not ended, or a version before trained it. An epoch that a killed process kept and the log does not have is
+    /// kept anew when the run goes on.
+    fn expected_checksum(&self) -> Result<Option<String>> {
+        let run = RunFolder::open(&self.run)?;
+        let Some(epoch) = self.epoch else {
+            let stages = run.read_result()?.map(|result| result.stages).unwrap_or_default();
+            return Ok(stages.into_iter().find(|stage| stage.stage == self.stage).and_then(|stage| stage.best_sha256));
+        };
+        let mut records = run.read_log()?.into_iter();
+        let ended = records.find(|record| record.stage == self.stage && record.epoch == epoch);
+        Ok(ended.and_then(|record| record.kept_sha256))
     }
 }
 

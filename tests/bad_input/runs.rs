@@ -1,4 +1,4 @@
-use super::{refuses, refuses_to_train};
+use super::{edit, refuses, refuses_to_train};
 use crate::corpus::{copy_folder, corpus, ids, train, trained};
 use crate::program::{end, headfirst, log, result, run_to_end, wait_until};
 use serde_json::Value;
@@ -97,19 +97,23 @@ fn a_damaged_run_is_named_by_file() {
     refuses(absent, &["epoch 7"]);
 }
 
+/// Changes a number of a tensor; all that can be read without a checksum stays as it was.
+fn flip_a_bit(path: &Path) {
+    let mut content = fs::read(path).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    // The same epoch under another name, `best.safetensors`, stays whole.
+    fs::remove_file(path).unwrap();
+    fs::write(path, content).unwrap();
+}
+
 #[test]
 fn weights_that_are_no_longer_those_of_the_finished_stage_are_named_wherever_they_are_opened() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     copy_folder(trained(), &run);
     let best = run.join("joint/best.safetensors");
-    let flip = || {
-        let mut content = fs::read(&best).unwrap();
-        let middle = content.len() / 2;
-        content[middle] ^= 1;
-        fs::write(&best, content).unwrap();
-    };
-    flip();
+    flip_a_bit(&best);
     let parts = [best.to_str().unwrap(), "is not what the stage ended with", "Restore it from a copy"];
     let audio = corpus().join("valid/audio").join(format!("{}.wav", ids("valid")[0]));
     refuses(headfirst(["evaluate".as_ref(), run.as_os_str()]), &parts);
@@ -128,6 +132,38 @@ fn weights_that_are_no_longer_those_of_the_finished_stage_are_named_wherever_the
     assert!(old["stages"][0].as_object_mut().unwrap().remove("best_sha256").is_some());
     fs::write(run.join("result.json"), old.to_string()).unwrap();
     assert_eq!(run_to_end(headfirst(["evaluate".as_ref(), run.as_os_str()])).code, Some(0));
+}
+
+#[test]
+fn a_kept_epoch_that_is_no_longer_what_it_was_is_named_wherever_it_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let ended = run_to_end(train(&run, &["training.max_epochs=2", "training.keep=all"]));
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    let first = run.join("joint/epoch-1.safetensors");
+    flip_a_bit(&first);
+    let named = |epoch: usize| format!("{}/joint@{epoch}", run.display());
+    let parts = [first.to_str().unwrap(), "is not what the epoch ended with", "log.jsonl", "Restore it from a copy"];
+    let audio = corpus().join("valid/audio").join(format!("{}.wav", ids("valid")[0]));
+    refuses(headfirst(["evaluate", &named(1)]), &parts);
+    refuses(headfirst(["transcribe", &named(1), audio.to_str().unwrap()]), &parts);
+    refuses_to_train(&[&format!("cascade={{strategy=\"greedy\",classifier_from={:?}}}", named(1))], &parts);
+    // The other one is whole, and so is the best, which is one of the two.
+    for whole in [named(2), run.to_str().unwrap().to_string()] {
+        let ended = run_to_end(headfirst(["evaluate", &whole]));
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    }
+    // A log without checksums, as versions before wrote it, is read as it is.
+    edit(&run.join("log.jsonl"), |lines| {
+        for line in lines {
+            let mut record: Value = serde_json::from_str(line).unwrap();
+            assert!(record.as_object_mut().unwrap().remove("kept_sha256").is_some());
+            *line = record.to_string();
+        }
+    });
+    assert_eq!(run_to_end(headfirst(["evaluate", &named(1)])).code, Some(0));
+    // Where only the best epoch is kept, there is no file to have a checksum.
+    assert!(log(trained()).iter().all(|record| record.get("kept_sha256").is_none()));
 }
 
 #[test]

@@ -300,6 +300,7 @@ impl<'a, T: Task> StageRun<'a, T> {
         let valid_seconds = begin.elapsed().as_secs_f64();
         let scores = &evaluated.scores;
         let judged = criterion_value(self.session.recipe.training.criterion, scores);
+        let kept_sha256 = self.kept_checksum()?;
         let position = &mut self.position;
         let epoch = position.epochs_done + 1;
         let is_best = position.best.as_ref().is_none_or(|best| is_better(judged, best.value));
@@ -313,6 +314,7 @@ impl<'a, T: Task> StageRun<'a, T> {
             valid_wer: scores.wer,
             valid_perplexity: scores.perplexity,
             best: is_best,
+            kept_sha256,
             step: u64::from(position.step),
             learning_rate: self.learner.updater.learning_rate(),
             gradient_norm: sums.gradient_norm / sums.updates.max(1) as f64,

@@ -10,6 +10,7 @@ use crate::train::evaluate::Evaluated;
 use crate::train::record::{LayerMovement, MemoryRecord, StageResult};
 use crate::train::task::{Set, Task};
 use crate::train::weights::{NamedTensor, Weights, load_weights, save_weights};
+use crate::train::weights_reference::WeightsReference;
 
 /// How many decoded utterances a result keeps for the report.
 const SAMPLES: usize = 12;
@@ -83,7 +84,12 @@ impl<T: Task> StageRun<'_, T> {
     fn average_of_epochs(&self) -> Result<Option<Weights>> {
         let Some(epochs) = self.averaged_epochs() else { return Ok(None) };
         let last = self.position.epochs_done;
-        let files = (last + 1 - epochs..=last).map(|epoch| load_weights(self.folder.epoch(epoch)));
+        let kept = |epoch| WeightsReference {
+            run: self.session.folder.path().to_path_buf(),
+            stage: self.id.clone(),
+            epoch: Some(epoch),
+        };
+        let files = (last + 1 - epochs..=last).map(|epoch| kept(epoch).load());
         let files: Vec<Weights> = files.collect::<Result<_>>()?;
         let specs = self.learner.parameters.specs();
         let mut averages = Vec::with_capacity(specs.len());

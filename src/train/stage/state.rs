@@ -10,7 +10,7 @@ use crate::train::checkpoint::{self, Content, NamedTensor, Part, State};
 use crate::train::learner::Learner;
 use crate::train::position::Position;
 use crate::train::task::Task;
-use crate::train::weights::{Weights, save_weights};
+use crate::train::weights::{Weights, save_weights, weights_checksum};
 use std::borrow::Cow;
 use std::time::Instant;
 
@@ -107,6 +107,18 @@ impl<T: Task> StageRun<'_, T> {
         averages.peek()?;
         averages.for_each(|(index, average)| values[index] = average.host());
         Some(values)
+    }
+
+    /// The checksum of the file that the weights of the epoch that ends will be kept in, if every epoch's are. It is taken of what is in memory: the log,
+    /// which has it, is written before the state, and that before the file.
+    pub(super) fn kept_checksum(&self) -> Result<Option<String>> {
+        if !self.keeps_all_epochs() {
+            return Ok(None);
+        }
+        let parameters = &self.learner.parameters;
+        let values = self.averaged_values().unwrap_or_else(|| host_values(parameters));
+        self.session.device.check()?;
+        weights_checksum(&named_parameters(parameters, &values)).map(Some)
     }
 
     /// Keeps the weights that an epoch ended with, if every epoch's are kept: before the best ones come back and are what is saved.
