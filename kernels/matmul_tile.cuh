@@ -203,13 +203,13 @@ DEVICE void write_strip(const float *strip, const Output &output, int first_row,
         for (int i = lane_index(); i < STRIP_ROWS * WIDTH / 4; i += WARP) {
             const int row = i / (WIDTH / 4), column = i % (WIDTH / 4) * 4, j = first_column + column;
             if (first_row + row >= output.rows || j >= output.columns) continue;
-            float4 sums = *reinterpret_cast<const float4 *>(strip + row * PITCH + column);
+            const float *from = strip + row * PITCH + column;
             Element *to = output.at<Element>(first_row + row, j);
             if (j + 4 > output.columns) {
-                const float last[3] = {sums.x, sums.y, sums.z};
-                for (int k = 0; j + k < output.columns; ++k) finish(to + k, last[k], output, j + k);
+                for (int k = 0; j + k < output.columns; ++k) finish(to + k, from[k], output, j + k);
                 continue;
             }
+            float4 sums = *reinterpret_cast<const float4 *>(from);
             const Quad here{0};
             const float4 before = output.accumulate ? here.load(to) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             sums.x = finished(sums.x, output, before.x, j);

@@ -44,8 +44,8 @@ pub enum Kind {
     AttentionBackward,
     /// Log-softmax and CTC, forward and backward.
     Ctc,
-    /// Softmax and cross entropy with labels: losses, and the gradient in the place of the logits. In bf16 on bf16 logits, which training never has:
-    /// its are f32 in every arithmetic.
+    /// Softmax and cross entropy with labels: losses, and the gradient in the place of the logits. In bf16 on bf16 logits,
+    /// as a language model has them while it trains.
     CrossEntropy,
     /// A linear layer of C inputs under that, with the gradients of input, weight and bias: the top of a language model as training computes it, the
     /// logits of some rows at a time.

@@ -105,9 +105,12 @@ impl Factor {
         if self.along_k { operand } else { operand.transposed() }
     }
 
-    /// Packs it at `to`; what is bf16 and lies as if packed, stays where it is.
+    /// Packs it at `to`, unless it is there; what is bf16 and lies as if packed, stays where it is.
     fn packed(self, context: &Arc<Context>, arithmetic: Arithmetic, to: Pointer) -> Factor {
         let aligned = self.pointer.is_multiple_of(16) && self.stride.is_multiple_of(8);
+        if self.pointer == to {
+            return self;
+        }
         if self.storage == Storage::Bf16 && self.along_k && aligned && self.k.is_multiple_of(DEPTH_UNIT) {
             return self;
         }
@@ -399,14 +402,23 @@ fn compute(
         let [sums, left_bytes, right_bytes, _] = plan.workspace(m, n, k, arithmetic);
         let left_packed = workspace + sums as u64;
         let right_packed = left_packed + left_bytes as u64;
+        if library && pack_first {
+            // What is bf16 already the library takes as it lies.
+            let rounded = |factor: Factor, to| match factor.storage {
+                Storage::F32 => factor.packed(context, arithmetic, to),
+                Storage::Bf16 => factor,
+            };
+            left = rounded(left, left_packed);
+            right = rounded(right, right_packed);
+            product.a = left.operand();
+            product.b = right.operand().transposed();
+            let room = right_packed + right_bytes as u64;
+            if by_library(context, &product, activation, Some(room)) {
+                return;
+            }
+        }
         left = left.packed(context, arithmetic, left_packed);
         right = right.packed(context, arithmetic, right_packed);
-        product.a = left.operand();
-        product.b = right.operand().transposed();
-        let room = right_packed + right_bytes as u64;
-        if library && pack_first && by_library(context, &product, activation, Some(room)) {
-            return;
-        }
     }
     launch(context, &product, left, right, activation, plan, workspace);
 }

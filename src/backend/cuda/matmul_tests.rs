@@ -249,7 +249,9 @@ fn products_agree_with_sums_in_f64_whoever_computes_them() {
                 for (accumulate, bias) in [(false, false), (false, true), (true, true)] {
                     let case = Case { a, b, accumulate, bias, library: true, ..Case::new(shape, arithmetic) };
                     if arithmetic == Arithmetic::Bf16 {
-                        Case { c_bf16: true, c_gap: 7 - (shape.1 + 7) % 8, ..case.clone() }.check();
+                        let a = Layout { bf16: true, ..a };
+                        Case { a, c_bf16: true, c_gap: 7 - (shape.1 + 7) % 8, ..case.clone() }.check();
+                        Case { a, b: Layout { bf16: true, ..b }, ..case.clone() }.check();
                     }
                     case.check();
                 }
