@@ -278,12 +278,17 @@ DEVICE void recursion(Pair *halos, const Batch &batch, const float *norms, const
                 tile.fetch(k, batch, next < K ? frame(segment, next) : frame(segment + 1, next - K));
             }
             tile.normalize();
+            // All of the one, then all of the other: taken in turn, pair by pair, they cost ctc_recursion_long registers that sm_100 has to spill.
+            const bool is_saved = batch.checkpoints && segment + 1 < segments && Tile::is_useful();
 #pragma unroll
             for (int p = 0; p < P; ++p) {
                 const int l = tile.start + p;
-                if (lane >= WARP - HALO / P) halo[(lane - WARP + HALO / P) * P + p] = tile.pairs[p];
-                if (batch.checkpoints && segment + 1 < segments && Tile::is_useful() && l <= count)
+                if (is_saved && l <= count)
                     checkpoint[(long long)(reverse ? segments - 1 - segment : segment) * batch.width + l] = tile.pairs[p];
+            }
+            if (lane >= WARP - HALO / P) {
+#pragma unroll
+                for (int p = 0; p < P; ++p) halo[(lane - WARP + HALO / P) * P + p] = tile.pairs[p];
             }
         }
         // One barrier is enough: the next segment's halos go to the other half, and that half's readers are through when all are here.
