@@ -1,5 +1,7 @@
 //! What the library is told of a product, and what makes one product differ from another.
 
+use super::super::matmul::{Arithmetic, Operand, Storage};
+use super::description::Side;
 use super::*;
 
 fn shapes() -> Vec<Shape> {
