@@ -267,10 +267,10 @@ DEVICE void product(const Source &source, const Patches &patches, int rows, int 
             if (output.form & WIDE) {
                 float4 sum = *reinterpret_cast<const float4 *>(from_strip);
                 const float4 before = output.accumulate ? Quad{element}.load(c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                sum.x = finished(sum.x, output, before.x, at);
-                sum.y = finished(sum.y, output, before.y, at + 1);
-                sum.z = finished(sum.z, output, before.z, at + 2);
-                sum.w = finished(sum.w, output, before.w, at + 3);
+                sum.x = finished<float>(sum.x, output, before.x, at);
+                sum.y = finished<float>(sum.y, output, before.y, at + 1);
+                sum.z = finished<float>(sum.z, output, before.z, at + 2);
+                sum.w = finished<float>(sum.w, output, before.w, at + 3);
                 Quad{element}.store(c, sum);
             } else {
                 finish(c + element, *from_strip, output, at);
@@ -406,7 +406,7 @@ DEVICE void weight_gradient(const Source &source, const Patches &patches, int ro
 
     barrier();
     const Output sums_of_split{nullptr, columns, nullptr, outputs, columns, IDENTITY, 0, 0};
-    write_sums<Sums, WARP_WIDTH>(sums, shared, sums_of_split, block.row + first_row, block.column + first_column, block.split,
+    write_sums<Arithmetic, WARP_WIDTH>(sums, shared, sums_of_split, block.row + first_row, block.column + first_column, block.split,
                                  partial_sums);
 }
 

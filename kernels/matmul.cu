@@ -218,7 +218,7 @@ DEVICE void product(const Operand &a, const Operand &b, const Output &c, int k, 
     }
 
     barrier();
-    write_sums<Sums, WARP_WIDTH>(sums, shared, c, block.row + first_row, block.column + first_column, block.split, partial_sums);
+    write_sums<Arithmetic, WARP_WIDTH>(sums, shared, c, block.row + first_row, block.column + first_column, block.split, partial_sums);
 }
 
 // A packed operand's way to shared memory: rows of k, rounded, padded with zeros to whole stages. Chunks are copied past the registers,
@@ -295,7 +295,7 @@ DEVICE void packed_product(const Operand &a, const Operand &b, const Output &c, 
 
     copy_async_wait<0>();
     barrier();
-    write_sums<Sums, WARP_WIDTH>(sums, shared, c, block.row + first_row, block.column + first_column, block.split, partial_sums);
+    write_sums<Arithmetic, WARP_WIDTH>(sums, shared, c, block.row + first_row, block.column + first_column, block.split, partial_sums);
 }
 
 // Rounds a matrix [rows, k] and lays it out as packed operands are: rows of k, `padded` elements apart, zeros behind k. A block makes
@@ -344,7 +344,7 @@ template <typename Arithmetic> DEVICE void pack(const Operand &from, int k, unsi
 #define PRODUCT(name, compute, Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS, BLOCKS)                                                      \
     KERNEL(THREADS, BLOCKS)                                                                                                             \
     name(const unsigned char *a, long long a_stride, int a_form, const unsigned char *b, long long b_stride, int b_form, void *c,       \
-         long long c_stride, int c_form, int m, int n, int k, int split_length, float *partial_sums, const float *bias, int activation,   \
+         long long c_stride, int c_form, int m, int n, int k, int split_length, float *partial_sums, const void *bias, int activation,    \
          int accumulate) {                                                                                                              \
         compute<Arithmetic, HEIGHT, WIDTH, ACROSS, THREADS>({a, a_stride, a_form, m}, {b, b_stride, b_form, n},                         \
                                                             {c, c_stride, bias, m, n, activation, accumulate, c_form}, k, split_length, \
@@ -380,18 +380,23 @@ PACK(matmul_pack_tf32, Tf32);
 PACK(matmul_pack_bf16, Bf16);
 
 // c [m, n] of the splits' sums [splits, m, n], added in their order. One thread an element, any number of blocks; m n < 2^31.
-KERNEL(256, 4)
-matmul_sum(const float *partial_sums, int splits, void *c, long long c_stride, int c_form, int m, int n, const float *bias, int activation,
-           int accumulate) {
-    const Output output{c, c_stride, bias, m, n, activation, accumulate, c_form};
-    const int elements = m * n;
+template <typename Element> DEVICE void sum_splits(const float *partial_sums, int splits, const Output &output) {
+    const int elements = output.rows * output.columns;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
         float sum = partial_sums[i];
         for (int split = 1; split < splits; ++split) sum += partial_sums[(long long)split * elements + i];
-        const int row = i / n, column = i % n;
-        if (c_form & WRITTEN_AS_BF16) finish(output.at<__nv_bfloat16>(row, column), sum, output, column);
-        else finish(output.at<float>(row, column), sum, output, column);
+        const int row = i / output.columns, column = i % output.columns;
+        finish(output.at<Element>(row, column), sum, output, column);
     }
 }
 
-EXPORT(matmul_sum);
+#define SUM(name, Element)                                                                                                             \
+    KERNEL(256, 4)                                                                                                                      \
+    name(const float *partial_sums, int splits, void *c, long long c_stride, int m, int n, const void *bias, int activation,           \
+         int accumulate) {                                                                                                              \
+        sum_splits<Element>(partial_sums, splits, {c, c_stride, bias, m, n, activation, accumulate, 0});                                \
+    }                                                                                                                                   \
+    EXPORT(name)
+
+SUM(matmul_sum_f32, float);
+SUM(matmul_sum_bf16, __nv_bfloat16);

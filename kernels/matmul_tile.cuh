@@ -162,13 +162,13 @@ struct Bf16 {
 };
 
 // Of an output's form; src/backend/cuda/matmul.rs makes it.
-constexpr int WIDE = 1;            // rows begin where four elements may be written at once
-constexpr int WRITTEN_AS_BF16 = 2; // else f32
+constexpr int WIDE = 1;            // rows begin where four elements may be written at once (and end so in a convolution)
+constexpr int WRITTEN_AS_BF16 = 2; // else f32; in products of bf16 only
 
 struct Output {
     void *c;
     long long stride;
-    const float *bias; // or null
+    const void *bias; // or null; as c
     int rows, columns;
     int activation;
     int accumulate;
@@ -184,16 +184,16 @@ DEVICE float activate(float x, int activation) {
     return x;
 }
 
-DEVICE float finished(float sum, const Output &output, float before, int column) {
+template <typename Element> DEVICE float finished(float sum, const Output &output, float before, int column) {
     sum += before;
-    if (output.bias) sum += output.bias[column];
+    if (output.bias) sum += Single{column}.load(static_cast<const Element *>(output.bias));
     return activate(sum, output.activation);
 }
 
-// The element at `column` of a row, `place`d there: what it was is added to if it is to be.
-template <typename Element> DEVICE void finish(Element *place, float sum, const Output &output, int column) {
+// Writes the element at `column` of a row.
+template <typename Element> DEVICE void finish(Element *to, float sum, const Output &output, int column) {
     const Single here{0};
-    here.store(place, finished(sum, output, output.accumulate ? here.load(place) : 0.0f, column));
+    here.store(to, finished<Element>(sum, output, output.accumulate ? here.load(to) : 0.0f, column));
 }
 
 // Writes a strip of sums, [STRIP_ROWS, WIDTH] in shared memory, to its place: a warp writes whole rows of it.
@@ -212,10 +212,10 @@ DEVICE void write_strip(const float *strip, const Output &output, int first_row,
             float4 sums = *reinterpret_cast<const float4 *>(from);
             const Quad here{0};
             const float4 before = output.accumulate ? here.load(to) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            sums.x = finished(sums.x, output, before.x, j);
-            sums.y = finished(sums.y, output, before.y, j + 1);
-            sums.z = finished(sums.z, output, before.z, j + 2);
-            sums.w = finished(sums.w, output, before.w, j + 3);
+            sums.x = finished<Element>(sums.x, output, before.x, j);
+            sums.y = finished<Element>(sums.y, output, before.y, j + 1);
+            sums.z = finished<Element>(sums.z, output, before.z, j + 2);
+            sums.w = finished<Element>(sums.w, output, before.w, j + 3);
             here.store(to, sums);
         }
     } else {
@@ -241,7 +241,7 @@ template <int HEIGHT, int WIDTH> struct Place {
 
 // Writes a block's sums: each warp its own, strip by strip through `shared`, which nobody uses any more. The place is of the warp's part.
 // partial_sums: null, or [splits, m, n], which takes the sums as they are.
-template <typename Sums, int WIDTH>
+template <typename Arithmetic, int WIDTH, typename Sums>
 DEVICE void write_sums(const Sums &sums, unsigned char *shared, Output c, int row, int column, int split, float *partial_sums) {
     // The rest of a pitch by 32 banks is 8: four rows of two floats, and four of one, do not meet.
     constexpr int PITCH = WIDTH + 8;
@@ -262,8 +262,11 @@ DEVICE void write_sums(const Sums &sums, unsigned char *shared, Output c, int ro
             if (known == i) sums.write(known, strip, PITCH);
         }
         __syncwarp();
-        if (c.form & WRITTEN_AS_BF16) write_strip<__nv_bfloat16, WIDTH, PITCH>(strip, c, row + STRIP_ROWS * i, column);
-        else write_strip<float, WIDTH, PITCH>(strip, c, row + STRIP_ROWS * i, column);
+        if (Arithmetic::BYTES == 2 && c.form & WRITTEN_AS_BF16) {
+            write_strip<__nv_bfloat16, WIDTH, PITCH>(strip, c, row + STRIP_ROWS * i, column);
+        } else {
+            write_strip<float, WIDTH, PITCH>(strip, c, row + STRIP_ROWS * i, column);
+        }
         __syncwarp();
     }
 }

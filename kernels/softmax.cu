@@ -9,7 +9,7 @@
 // (Statistics). Where shared memory holds the row (33278 logits: 133 KB in f32, 67 KB in bf16), each thread keeps there what it read and the second
 // pass reads no memory; else it reads the row again, mostly from L2. A block of 67 KB leaves room for two others, whose loads and stores
 // fill the time that it takes to meet; a block of 133 KB has its multiprocessor alone, and while it meets, other multiprocessors have the memory.
-// A row's start is a multiple of 16 bytes only if V happens to be so: what lies before the first such address and behind the last one are edges, one
+// A row's start is a multiple of 16 bytes only if the stride is so: what lies before the first such address and behind the last one are edges, one
 // element a thread. Nothing is exchanged between threads but the statistics, so the passes need no barrier of their own.
 #include "softmax.cuh"
 #include "vector.cuh"
@@ -189,8 +189,8 @@ DEVICE void cross_entropy(float *scratch, Element *logits, long long stride, con
     if (threadIdx.x == 0) losses[index] = loss;
 }
 
-// logits: [R, V], rows `stride` apart, R blocks; labels: [R], below 0 is left out (loss 0, gradient 0), or targets: [R, V], rows that add up to 1; prior: [V], adds up
-// to 1, or none for the uniform one; losses: [R]. scale_factor: a number or none. `is_resident`: shared memory for
+// logits: [R, V], rows `stride` apart, R blocks; labels: [R], below 0 is left out (loss 0, gradient 0), or targets: [R, V], rows that add
+// up to 1; prior: [V], adds up to 1, or none for the uniform one; losses: [R]. scale_factor: a number or none. `is_resident`: shared memory for
 // 64 floats and the row, else for 64 floats.
 KERNEL(1024, 1)
 cross_entropy_f32(float *logits, long long stride, const int *labels, const float *targets, const float *prior, float *losses,

@@ -51,16 +51,16 @@ impl<'a> Factor<'a> {
 }
 
 /// Where a product's rows go: `row_stride` elements apart in a tensor that is room for them. On the CPU one behind the other, and f32.
-pub struct Rows<'a> {
+pub struct Output<'a> {
     pub tensor: &'a mut Tensor,
     pub row_stride: usize,
     pub storage: Storage,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> Output<'a> {
     /// One behind the other, each of `columns` elements.
-    pub fn of(tensor: &'a mut Tensor, columns: usize) -> Self {
-        Rows { tensor, row_stride: columns, storage: Storage::F32 }
+    pub fn rows(tensor: &'a mut Tensor, columns: usize) -> Self {
+        Output { tensor, row_stride: columns, storage: Storage::F32 }
     }
 }
 
@@ -93,16 +93,16 @@ pub fn bias_activation(y: &mut Tensor, bias: Option<&Tensor>, columns: usize, fu
     }
 }
 
-/// y = `function(x w^T + bias)`: x `[rows, inputs]`, w `[outputs, inputs]`, bias `[outputs]`, y `[rows, outputs]`. Counts its work.
+/// y = `function(x w^T + bias)`: x `[rows, inputs]`, w `[outputs, inputs]`, bias `[outputs]`, stored as y is, y `[rows, outputs]`. Counts its work.
 pub fn affine(
     (rows, outputs, inputs): (usize, usize, usize),
-    x: &Tensor,
-    weight: &Tensor,
+    x: Factor,
+    weight: Factor,
     bias: &Tensor,
     function: Activation,
-    y: Rows<'_>,
+    y: Output<'_>,
 ) {
-    let (x, weight) = (Factor::rows(x, inputs), Factor::rows(weight, inputs).transposed());
+    let weight = weight.transposed();
     let device = y.tensor.device().clone();
     let Backend::Cuda(context) = device.backend() else {
         product((rows, outputs, inputs), x, weight, y.tensor, false);

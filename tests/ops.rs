@@ -889,7 +889,11 @@ fn linear_cross_entropy_agrees_with_its_definition_and_forms_the_gradients_that_
 /// Where products are of bf16, logits and their gradient are, too.
 #[test]
 fn the_top_of_a_language_model_in_bf16_is_the_exact_one_up_to_its_roundings() {
-    for device in devices().iter().filter(|device| device.to_string() != "cpu") {
+    let devices: Vec<Device> = devices().into_iter().filter(|device| device.to_string() != "cpu").collect();
+    if devices.is_empty() {
+        println!("skipped: there is no device but the CPU");
+    }
+    for device in &devices {
         for (rows, inputs, vocabulary) in [(5, 7, 9), (33, 24, 70), (40, 64, 301)] {
             let tensor = |name: &str, shape: &[usize]| {
                 let values = values(name, shape.iter().product());

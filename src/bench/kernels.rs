@@ -93,25 +93,22 @@ fn cross_entropy(bench: &Bench, rows: usize, symbols: usize) -> Prepared {
     let form = Form::of_training(&bench.device, symbols);
     let bytes = 2 * rows * symbols * form.storage.bytes() + floats(2 * rows);
     let labels = Integers::new(bench, bench.below("labels", rows, 0, symbols));
-    let operands = bench.copies(bytes / 2, |b| {
-        let elements = rows * form.row_stride;
-        let logits = match form.storage {
-            Storage::Bf16 => halves(b, elements),
-            Storage::F32 => b.normal(&[elements], "logits"),
-        };
-        (logits, b.room(&[rows]))
-    });
+    let operands =
+        bench.copies(bytes / 2, |b| (stored(b, form.storage, rows * form.row_stride, "logits"), b.room(&[rows])));
     Prepared::kernel(bytes, operands, move |(logits, losses)| {
         in_place_cross_entropy(logits, losses, &labels, (rows, symbols), form);
     })
 }
 
-/// So many bf16 in the room of half as many floats.
-fn halves(bench: &Bench, count: usize) -> Tensor {
+/// So many normal numbers, bf16 in the room of half as many floats.
+pub(super) fn stored(bench: &Bench, storage: Storage, count: usize, name: &str) -> Tensor {
+    if storage == Storage::F32 {
+        return bench.normal(&[count], name);
+    }
     let pairs = count.div_ceil(2);
     let mut halves = bench.room(&[pairs]);
     if let Backend::Cuda(context) = bench.device.backend() {
-        let whole = bench.normal(&[2 * pairs], "logits");
+        let whole = bench.normal(&[2 * pairs], name);
         cuda::elementwise::to_bf16(context, whole.pointer(), halves.pointer_mut(), 2 * pairs);
     }
     halves

@@ -1,8 +1,10 @@
 //! Whole training steps, what a frozen group saves of one, and an epoch of utterances as long as WSJ's.
 
+use super::kernels::stored;
 use super::table::{Kind, Spec};
 use super::work::{Bench, EXCHANGE, Prepared};
 use crate::backend::cuda::context::Recording;
+use crate::backend::cuda::matmul::Storage;
 use crate::data::streams::TextBatch;
 use crate::data::{BatchLimits, BatchPlan};
 use crate::device::{Category, Device};
@@ -17,6 +19,7 @@ use crate::models::{Network, Structure};
 use crate::nn::{ParameterSpec, Parameters, Scheme};
 use crate::ops::arithmetic::mean_square;
 use crate::ops::dropout::Sharing;
+use crate::ops::linear_cross_entropy::Form;
 use crate::ops::sequences::Sequences;
 use crate::optim::Method;
 use crate::primitives::{Factor, column_sums, product};
@@ -271,13 +274,22 @@ fn encoder_step(bench: &Bench, spec: &Spec) -> Result<Prepared> {
 
 /// What freezing a group saves: these, for all its weights, at the sizes of the step.
 struct WeightGradient {
-    /// Gradient of the layer's output `[rows, outputs]`, and its input `[rows, inputs]`.
+    /// Gradient of the layer's output `[rows, outputs]`, and its input `[rows, inputs]`, both stored as `form` says.
     factors: (Tensor, Tensor),
+    /// Of the first factor.
+    form: Form,
     outputs: usize,
     inputs: usize,
     weight: usize,
     /// Whose gradients are the sums of the columns of the first factor.
     biases: Vec<usize>,
+}
+
+impl WeightGradient {
+    /// Of a row of both factors.
+    fn bytes(&self) -> usize {
+        (self.outputs + self.inputs) * self.form.storage.bytes()
+    }
 }
 
 fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
@@ -292,12 +304,13 @@ fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
     let mut parameters = Parameters::initialize(&device, &specs, Scheme::Espnet, 1);
     parameters.set_trainable(&device, vec![true; specs.len()]);
     let mut updater = Updater::new(&device, &parameters, update);
-    let gradients = Rc::new(weight_gradients(bench, &specs, rows));
+    let vocabulary = (spec.kind == Kind::AwdSaved).then(|| spec.size("V"));
+    let gradients = Rc::new(weight_gradients(bench, &specs, rows, vocabulary));
     // Beside what the products read and write: gradients into their norm and the update, values and states in and out.
     let elements: usize = specs.iter().map(ParameterSpec::len).sum();
-    let factors: usize = gradients.iter().map(|gradient| rows * (gradient.outputs + gradient.inputs)).sum();
+    let factors: usize = gradients.iter().map(WeightGradient::bytes).sum::<usize>() * rows;
     let states = update.method.state_names().len();
-    let bytes = (factors + elements * (1 + 2 + 2 + 2 * states)) * size_of::<f32>();
+    let bytes = factors + elements * (1 + 2 + 2 + 2 * states) * size_of::<f32>();
     let mut pending = None;
     Ok(Prepared::new(bytes, move |_| {
         let recording = device.record();
@@ -306,13 +319,14 @@ fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
         let output = Tensor::zeros(&device, &[1], Category::Activation);
         let work = gradients.clone();
         let output = tape.record(&variables.iter().collect::<Vec<_>>(), output, move |_, backward| {
-            for WeightGradient { factors: (dy, x), outputs, inputs, weight, biases } in &work[..] {
+            for WeightGradient { factors: (dy, x), form, outputs, inputs, weight, biases } in &work[..] {
                 let sink = backward.sink(Place::Parameter(*weight));
-                let (dy_columns, x) = (Factor::rows(dy, *outputs).transposed(), Factor::rows(x, *inputs));
-                product((*outputs, *inputs, rows), dy_columns, x, sink.tensor, sink.add);
+                let dy = Factor::rows(dy, form.row_stride).stored_as(form.storage);
+                let x = Factor::rows(x, *inputs).stored_as(form.storage);
+                product((*outputs, *inputs, rows), dy.transposed(), x, sink.tensor, sink.add);
                 if let Some((&bias, others)) = biases.split_first() {
                     let mut sums = Tensor::uninitialized(backward.device(), &[*outputs], Category::Workspace);
-                    column_sums(Factor::rows(dy, sums.len()), rows, &mut sums, false);
+                    column_sums(dy, rows, &mut sums, false);
                     backward.give_copy(Place::Parameter(bias), &sums);
                     others.iter().for_each(|&bias| backward.give_copy(Place::Parameter(bias), &sums));
                 }
@@ -330,14 +344,24 @@ fn saved(bench: &Bench, spec: &Spec) -> Result<Prepared> {
 }
 
 /// One product for every weight. The biases that follow a weight have their gradient from the sums of its first factor's columns; those of an
-/// LSTM direction, which has two weights, belong to the second.
-fn weight_gradients(bench: &Bench, specs: &[ParameterSpec], rows: usize) -> Vec<WeightGradient> {
+/// LSTM direction, which has two weights, belong to the second. The gradient of a vocabulary's logits lies as they do in training.
+fn weight_gradients(
+    bench: &Bench,
+    specs: &[ParameterSpec],
+    rows: usize,
+    vocabulary: Option<usize>,
+) -> Vec<WeightGradient> {
     let mut work: Vec<WeightGradient> = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
         match (&spec.shape[..], work.last_mut()) {
             (&[outputs, inputs], _) => {
-                let factors = (bench.normal(&[rows, outputs], "gradient"), bench.normal(&[rows, inputs], "input"));
-                work.push(WeightGradient { factors, outputs, inputs, weight: index, biases: Vec::new() });
+                let form = match vocabulary {
+                    Some(vocabulary) if vocabulary == outputs => Form::of_training(&bench.device, vocabulary),
+                    _ => Form { storage: Storage::F32, row_stride: outputs },
+                };
+                let dy = stored(bench, form.storage, rows * form.row_stride, "gradient");
+                let factors = (dy, stored(bench, form.storage, rows * inputs, "input"));
+                work.push(WeightGradient { factors, form, outputs, inputs, weight: index, biases: Vec::new() });
             }
             (_, Some(last)) => last.biases.push(index),
             (_, None) => {}

@@ -5,7 +5,7 @@ use crate::device::Category;
 use crate::error::Result;
 use crate::ops::{expect_shape, matrix};
 use crate::primitives::{
-    Factor, Rows, activation_backward, activation_backward_with_sums, affine, column_sums, product,
+    Factor, Output, activation_backward, activation_backward_with_sums, affine, column_sums, product,
 };
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -24,11 +24,11 @@ pub fn linear(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, function: Acti
     let mut output = Tensor::uninitialized(tape.device(), &[rows, outputs], Category::Activation);
     affine(
         (rows, outputs, inputs),
-        x.tensor(),
-        weight.tensor(),
+        Factor::rows(x.tensor(), inputs),
+        Factor::rows(weight.tensor(), inputs),
         bias.tensor(),
         function,
-        Rows::of(&mut output, outputs),
+        Output::rows(&mut output, outputs),
     );
 
     let [x_place, weight_place, bias_place] = [x, weight, bias].map(|input| tape.wants(input));

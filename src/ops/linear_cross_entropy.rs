@@ -15,7 +15,7 @@ use crate::device::{Backend, Category, Device};
 use crate::error::{Error, Result};
 pub use crate::ops::ctc::Losses;
 use crate::ops::{expect_shape, matrix};
-use crate::primitives::{Factor, Rows, affine, column_sums, product};
+use crate::primitives::{Factor, Output, affine, column_sums, product};
 use crate::tape::{GradientBuffers, Place, Var};
 use crate::tensor::Tensor;
 
@@ -72,12 +72,14 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
     };
     let most = (most / form.row_stride.max(1)).max(1);
     let rows = sizes.rows.div_ceil(sizes.rows.div_ceil(most).max(1)).max(1);
+    let (weight, bias) = (top.weight.tensor(), top.bias.tensor());
+    let operands = Operands { weight: form.operand(weight, 0, weight.len()), bias: form.operand(bias, 0, bias.len()) };
     match wanted {
         None => {
             for first in (0..sizes.rows).step_by(rows) {
                 let part = Part { first, rows: rows.min(sizes.rows - first) };
-                let x = slice(top.x.tensor(), sizes.inputs, part);
-                drop(part_losses(&top, &sizes, form, &x, &targets, part, &mut losses, None));
+                let x = form.operand(top.x.tensor(), first * sizes.inputs, part.rows * sizes.inputs);
+                drop(part_losses(&operands, &sizes, form, &x, &targets, part, &mut losses, None));
             }
             Ok((losses.fetch(), None))
         }
@@ -85,20 +87,21 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
             let mut dx = top.x.place().map(|_| Parts::new(&device, sizes.rows, sizes.inputs));
             for first in (0..sizes.rows).step_by(rows) {
                 let part = Part { first, rows: rows.min(sizes.rows - first) };
-                let x = slice(top.x.tensor(), sizes.inputs, part);
-                let dlogits = part_losses(&top, &sizes, form, &x, &targets, part, &mut losses, Some(scale));
+                let x = form.operand(top.x.tensor(), first * sizes.inputs, part.rows * sizes.inputs);
+                let dlogits = part_losses(&operands, &sizes, form, &x, &targets, part, &mut losses, Some(scale));
                 let of_logits = Factor::rows(&dlogits, form.row_stride).stored_as(form.storage);
                 if let Some(Place::Parameter(index)) = top.weight.place() {
                     let sink = buffers.sink(index);
                     let shape = (sizes.vocabulary, sizes.inputs, part.rows);
-                    product(shape, of_logits.transposed(), Factor::rows(&x, sizes.inputs), sink.tensor, sink.add);
+                    let x = Factor::rows(&x, sizes.inputs).stored_as(form.storage);
+                    product(shape, of_logits.transposed(), x, sink.tensor, sink.add);
                 }
                 if let Some(Place::Parameter(index)) = top.bias.place() {
                     let sink = buffers.sink(index);
                     column_sums(of_logits, part.rows, sink.tensor, sink.add);
                 }
                 if let Some(dx) = &mut dx {
-                    let weight = Factor::rows(top.weight.tensor(), sizes.inputs);
+                    let weight = Factor::rows(&operands.weight, sizes.inputs).stored_as(form.storage);
                     let mut to_x = Tensor::uninitialized(&device, &[part.rows, sizes.inputs], Category::Workspace);
                     product((part.rows, sizes.inputs, sizes.vocabulary), of_logits, weight, &mut to_x, false);
                     dx.place(part, &to_x);
@@ -107,6 +110,12 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
             Ok((losses.fetch(), dx.map(|dx| dx.tensor)))
         }
     }
+}
+
+/// What all parts read, stored as the logits are.
+struct Operands {
+    weight: Tensor,
+    bias: Tensor,
 }
 
 struct Sizes {
@@ -141,8 +150,8 @@ pub struct Form {
 }
 
 impl Form {
-    /// Where products are of bf16, so are the logits and, in their place, their gradient: it is rounded for the products after it anyway, and
-    /// half as many bytes move. Their losses, and all sums, are f32.
+    /// Where products are of bf16, so are the logits and, in their place, their gradient: half as many bytes move. The losses are those of rounded
+    /// logits, the bias's gradient is the sum of rounded ones; both are computed in f32.
     pub fn of_training(device: &Device, vocabulary: usize) -> Self {
         match device.backend() {
             Backend::Cuda(_) if device.arithmetic() == Arithmetic::Bf16 => Self::on_gpu(Storage::Bf16, vocabulary),
@@ -150,7 +159,7 @@ impl Form {
         }
     }
 
-    /// Losses without a gradient are those of exact logits.
+    /// Losses without a gradient are those of logits as they were summed.
     fn of_evaluation(device: &Device, vocabulary: usize) -> Self {
         match device.backend() {
             Backend::Cuda(_) => Self::on_gpu(Storage::F32, vocabulary),
@@ -162,10 +171,30 @@ impl Form {
         Form { storage, row_stride: vocabulary.next_multiple_of(16 / storage.bytes()) }
     }
 
-    /// Room for so many rows.
-    fn room(self, device: &Device, rows: usize) -> Tensor {
-        let floats = (rows * self.row_stride * self.storage.bytes()).div_ceil(size_of::<f32>());
+    /// Room for so many elements.
+    fn room(self, device: &Device, count: usize) -> Tensor {
+        let floats = (count * self.storage.bytes()).div_ceil(size_of::<f32>());
         Tensor::uninitialized(device, &[floats], Category::Workspace)
+    }
+
+    /// `count` elements of x from `first` on, stored as the logits are: NVIDIA's library does not mix operands.
+    fn operand(self, x: &Tensor, first: usize, count: usize) -> Tensor {
+        if self.storage == Storage::F32 && count == x.len() {
+            return x.clone();
+        }
+        let mut operand = self.room(x.device(), count);
+        match x.device().backend() {
+            Backend::Cpu => operand.data_mut().copy_from_slice(&x.data()[first..first + count]),
+            Backend::Cuda(context) => {
+                let from = x.pointer() + (first * size_of::<f32>()) as u64;
+                match self.storage {
+                    Storage::F32 => elementwise::scale(context, from, 1.0, operand.pointer_mut(), count),
+                    Storage::Bf16 => elementwise::to_bf16(context, from, operand.pointer_mut(), count),
+                }
+            }
+            Backend::Plan => {}
+        }
+        operand
     }
 }
 
@@ -174,25 +203,6 @@ impl Form {
 struct Part {
     first: usize,
     rows: usize,
-}
-
-/// A copy of some rows.
-fn slice(x: &Tensor, columns: usize, part: Part) -> Tensor {
-    let device = x.device();
-    if part.first == 0 && part.rows * columns == x.len() {
-        return x.clone();
-    }
-    let mut rows = Tensor::uninitialized(device, &[part.rows, columns], Category::Workspace);
-    let (from, length) = (part.first * columns, part.rows * columns);
-    match device.backend() {
-        Backend::Cpu => rows.data_mut().copy_from_slice(&x.data()[from..from + length]),
-        Backend::Cuda(context) => {
-            let from = x.pointer() + (from * size_of::<f32>()) as u64;
-            elementwise::scale(context, from, 1.0, rows.pointer_mut(), length);
-        }
-        Backend::Plan => {}
-    }
-    rows
 }
 
 /// A tensor that is written some rows at a time.
@@ -263,7 +273,7 @@ fn all_losses(device: &Device, rows: usize) -> AllLosses {
 /// The losses of some rows; gives their logits, or, with a scale, the gradient of the sum of the losses times that to the logits.
 #[allow(clippy::too_many_arguments)] // What all parts share, and what each has.
 fn part_losses(
-    top: &Top,
+    operands: &Operands,
     sizes: &Sizes,
     form: Form,
     x: &Tensor,
@@ -273,10 +283,11 @@ fn part_losses(
     scale: Option<f32>,
 ) -> Tensor {
     let (columns, device) = (sizes.vocabulary, x.device().clone());
-    let mut logits = form.room(&device, part.rows);
-    let (weight, bias) = (top.weight.tensor(), top.bias.tensor());
-    let rows = Rows { tensor: &mut logits, row_stride: form.row_stride, storage: form.storage };
-    affine((part.rows, columns, sizes.inputs), x, weight, bias, Activation::Identity, rows);
+    let mut logits = form.room(&device, part.rows * form.row_stride);
+    let factor = |tensor| Factor::rows(tensor, sizes.inputs).stored_as(form.storage);
+    let (x, weight) = (factor(x), factor(&operands.weight));
+    let rows = Output { tensor: &mut logits, row_stride: form.row_stride, storage: form.storage };
+    affine((part.rows, columns, sizes.inputs), x, weight, &operands.bias, Activation::Identity, rows);
     let range = part.first..part.first + part.rows;
     match (device.backend(), targets, losses) {
         (Backend::Cpu, Uploaded::Host(targets), AllLosses::Host(losses)) => {

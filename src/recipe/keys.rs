@@ -564,7 +564,12 @@ pub const KEYS: &[Key] = &[
         Value("\"loss\""),
         "What an epoch is judged by, on the validation set",
     ),
-    key("training.precision", Choice(&["f32", "tf32", "bf16"]), Value("\"f32\""), "Arithmetic of the matrix products"),
+    key(
+        "training.precision",
+        Choice(&["f32", "tf32", "bf16"]),
+        Value("\"f32\""),
+        "Arithmetic of the matrix products on a GPU; with bf16 a language model's logits, too, are rounded while it trains",
+    ),
     key(
         "training.keep",
         Choice(&["best", "all"]),

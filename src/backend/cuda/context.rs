@@ -404,25 +404,24 @@ impl Context {
             .remedy("Take smaller batches, or a model with smaller layers")
     }
 
-    /// Whether the vendor's library computes this product. After an error nothing is left to be computed.
-    pub fn library_takes(&self, product: &Product) -> bool {
-        self.failed() || self.sticky(self.driver.library_takes(product)).unwrap_or(true)
-    }
-
-    /// Has the vendor's library compute a product, if it does.
+    /// Has the vendor's library compute a product, if it does. After an error nothing is left to be computed.
     ///
     /// # Safety
     /// The product's pointers hold what it reads and writes.
     pub unsafe fn library_product(&self, product: &Product) -> bool {
-        let takes = self.library_takes(product);
-        if takes && !self.failed() {
-            self.launches.fetch_add(1, Ordering::Relaxed);
-            if !self.noted(|list| list.product(product)) {
-                // SAFETY: the caller's.
-                self.sticky(unsafe { self.driver.library_product(product) });
-            }
+        if self.failed() {
+            return true;
         }
-        takes
+        let Some(takes) = self.sticky(self.driver.library_takes(product)) else { return true };
+        if !takes {
+            return false;
+        }
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        if !self.noted(|list| list.product(product)) {
+            // SAFETY: the caller's.
+            self.sticky(unsafe { self.driver.library_product(product) });
+        }
+        true
     }
 
     /// The most blocks of this launch that run at the same time; 0 after an error.

@@ -309,19 +309,13 @@ impl Plan {
         product + sum + packing
     }
 
-    /// The library, too, is faster with bf16 than with f32 to be rounded.
-    fn packs_first(&self, arithmetic: Arithmetic) -> bool {
-        self.tile.packed && arithmetic == Arithmetic::Bf16
-    }
-
-    /// Bytes: the sums of the splits, the packed operands, and a bias rounded beside them for NVIDIA's library.
-    fn workspace(&self, m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> [usize; 4] {
+    /// Bytes: the sums of the splits, and the packed operands.
+    fn workspace(&self, m: usize, n: usize, k: usize, arithmetic: Arithmetic) -> [usize; 3] {
         let sums = if self.splits == 1 { 0 } else { (self.splits * m * n * size_of::<f32>()).next_multiple_of(16) };
         let packed = |rows: usize| {
             if self.tile.packed { rows * k.next_multiple_of(DEPTH_UNIT) * arithmetic.bytes() } else { 0 }
         };
-        let bias = if self.packs_first(arithmetic) { n * Storage::Bf16.bytes() } else { 0 };
-        [sums, packed(m), packed(n), bias]
+        [sums, packed(m), packed(n)]
     }
 }
 
@@ -342,7 +336,7 @@ pub struct Product {
     pub c_row_stride: usize,
     pub c_storage: Storage,
     pub accumulate: bool,
-    /// `[n]`, f32, added to every row; 0: none.
+    /// `[n]`, stored as c is, added to every row; 0: none.
     pub bias: Pointer,
     pub arithmetic: Arithmetic,
 }
@@ -392,14 +386,15 @@ fn compute(
     let stored_as_bf16 = [a.storage, b.storage, product.c_storage].contains(&Storage::Bf16);
     debug_assert!(arithmetic == Arithmetic::Bf16 || !stored_as_bf16, "an exact product of bf16");
     debug_assert!((plan.splits == 1 && !plan.tile.packed) || workspace != 0, "a product without its workspace");
-    let pack_first = plan.packs_first(arithmetic);
-    if library && !pack_first && by_library(context, &product, activation, None) {
+    // The library, too, is faster with bf16 than with f32 to be rounded; it does not mix them.
+    let pack_first = plan.tile.packed && arithmetic == Arithmetic::Bf16;
+    if library && !pack_first && by_library(context, &product, activation) {
         return;
     }
     let mut left = Factor::new(&a, m, k, a.row_stride, a.column_stride);
     let mut right = Factor::new(&b, n, k, b.column_stride, b.row_stride);
     if plan.tile.packed {
-        let [sums, left_bytes, right_bytes, _] = plan.workspace(m, n, k, arithmetic);
+        let [sums, left_bytes, _] = plan.workspace(m, n, k, arithmetic);
         let left_packed = workspace + sums as u64;
         let right_packed = left_packed + left_bytes as u64;
         if library && pack_first {
@@ -412,8 +407,7 @@ fn compute(
             right = rounded(right, right_packed);
             product.a = left.operand();
             product.b = right.operand().transposed();
-            let room = right_packed + right_bytes as u64;
-            if by_library(context, &product, activation, Some(room)) {
+            if by_library(context, &product, activation) {
                 return;
             }
         }
@@ -423,22 +417,15 @@ fn compute(
     launch(context, &product, left, right, activation, plan, workspace);
 }
 
-/// Whether NVIDIA's library did it. It adds a bias stored as c is: one that is to be rounded needs `room`.
-fn by_library(context: &Arc<Context>, product: &Product, activation: Activation, room: Option<Pointer>) -> bool {
-    let Product { m, n, c, c_row_stride, c_storage, bias, .. } = *product;
+/// Whether NVIDIA's library did it.
+fn by_library(context: &Arc<Context>, product: &Product, activation: Activation) -> bool {
     // SAFETY: the caller of the product answers for the pointers.
     let computed = |product: &Product| unsafe { context.library_product(product) };
-    if activation == Activation::Identity {
-        if bias == 0 || c_storage == Storage::F32 {
-            if computed(product) {
-                return true;
-            }
-        } else if let Some(room) = room.filter(|_| context.library_takes(product)) {
-            elementwise::to_bf16(context, bias, room, n);
-            return computed(&Product { bias: room, ..*product });
-        }
+    if activation == Activation::Identity && computed(product) {
+        return true;
     }
     // What follows the product is a pass over f32 that lie one behind the other.
+    let Product { m, n, c, c_row_stride, c_storage, bias, .. } = *product;
     let follows = activation != Activation::Identity || bias != 0;
     if !follows || c_row_stride != n || c_storage != Storage::F32 || !computed(&Product { bias: 0, ..*product }) {
         return false;
@@ -474,12 +461,16 @@ fn launch(
         Activation::Sigmoid => 2,
         Activation::Relu => 3,
     });
-    let form = if wide { WIDE } else { 0 } | if c_storage == Storage::Bf16 { WRITTEN_AS_BF16 } else { 0 };
-    let output = [Argument::Pointer(c), Argument::long(c_row_stride), Argument::Int(form)];
+    let (written, sum) = match c_storage {
+        Storage::F32 => (0, "matmul_sum_f32"),
+        Storage::Bf16 => (WRITTEN_AS_BF16, "matmul_sum_bf16"),
+    };
+    let form = [Argument::Int(written | if wide { WIDE } else { 0 })];
+    let output = [Argument::Pointer(c), Argument::long(c_row_stride)];
     let sizes = [Argument::int(m), Argument::int(n)];
     let ends = [Argument::Pointer(bias), activation, Argument::flag(accumulate)];
     let parts = [Argument::int(k), Argument::int(split_length), Argument::Pointer(partial_sums)];
-    let arguments = [&left.arguments()[..], &right.arguments(), &output, &sizes, &parts, &ends].concat();
+    let arguments = [&left.arguments()[..], &right.arguments(), &output, &form, &sizes, &parts, &ends].concat();
     let shape = Launch { blocks, ..Launch::blocks(1, tile.threads) }.shared(tile.shared());
     // SAFETY: the kernel's arguments; the caller answers for the pointers.
     unsafe { context.launch("matmul", tile.kernel, &shape, &arguments) };
@@ -488,7 +479,7 @@ fn launch(
         let arguments = [&sums[..], &output, &sizes, &ends].concat();
         let shape = Launch::over(m * n, 256, 8 * MULTIPROCESSORS as u32);
         // SAFETY: as above.
-        unsafe { context.launch("matmul", "matmul_sum", &shape, &arguments) };
+        unsafe { context.launch("matmul", sum, &shape, &arguments) };
     }
 }
 

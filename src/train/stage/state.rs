@@ -102,9 +102,9 @@ impl<T: Task> StageRun<'_, T> {
     /// The values that are validated, if they are averages: those of the frozen parameters are their own.
     fn averaged_values(&self) -> Option<Vec<Cow<'_, [f32]>>> {
         let Learner { updater, parameters, .. } = &self.learner;
-        let mut values = host_values(parameters);
         let mut averages = updater.averages()?.peekable();
         averages.peek()?;
+        let mut values = host_values(parameters);
         averages.for_each(|(index, average)| values[index] = average.host());
         Some(values)
     }

@@ -21,8 +21,8 @@ pub(super) struct Shape {
     pub(super) c_element: u32,
     pub(super) c_alignment: u32,
     pub(super) accumulate: bool,
-    /// One stored as c is.
-    pub(super) has_bias: bool,
+    /// Of the bias, which is stored as c is; 0: there is none.
+    pub(super) bias_alignment: u32,
     pub(super) compute: u32,
 }
 
@@ -64,7 +64,7 @@ fn alignment(pointer: Pointer) -> u32 {
 impl Shape {
     /// All of it, as a saved state names it.
     pub(super) fn key(&self) -> String {
-        let Shape { sizes: (m, n, k), a, b, c_row_stride, c_element, c_alignment, accumulate, has_bias, compute } =
+        let Shape { sizes: (m, n, k), a, b, c_row_stride, c_element, c_alignment, accumulate, bias_alignment, compute } =
             self;
         let side = |side: &Side| {
             let Side { rows, columns, stride, transposed, element, alignment } = side;
@@ -72,8 +72,11 @@ impl Shape {
             format!("{rows}x{columns}/{stride}{transposed}:{element}@{alignment}")
         };
         let add = if *accumulate { "+" } else { "" };
-        let bias = if *has_bias { "b" } else { "" };
-        format!("{m}x{n}x{k} {} {} {c_row_stride}{add}{bias}:{c_element}@{c_alignment} {compute}", side(a), side(b))
+        format!(
+            "{m}x{n}x{k} {} {} {c_row_stride}{add}:{c_element}@{c_alignment}+{bias_alignment} {compute}",
+            side(a),
+            side(b)
+        )
     }
 
     pub(super) fn new(product: &Product) -> Shape {
@@ -93,7 +96,7 @@ impl Shape {
             c_element: element(c_storage),
             c_alignment: alignment(c),
             accumulate,
-            has_bias: bias != 0,
+            bias_alignment: if bias == 0 { 0 } else { alignment(bias) },
             compute,
         }
     }
@@ -137,7 +140,7 @@ impl Prepared {
         // CUBLAS_OP_N and CUBLAS_OP_T.
         prepared.set(OfProduct::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(shape.b.transposed))?;
         prepared.set(OfProduct::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(shape.a.transposed))?;
-        if shape.has_bias {
+        if shape.bias_alignment > 0 {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             prepared.set(OfProduct::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
         }

@@ -61,7 +61,8 @@ fn products_that_differ_have_different_keys() {
     let mut shapes = shapes();
     let first = shapes[0];
     shapes.push(Shape { accumulate: false, ..first });
-    shapes.push(Shape { has_bias: false, ..first });
+    shapes.push(Shape { bias_alignment: 0, ..first });
+    shapes.push(Shape { bias_alignment: 16, ..first });
     shapes.push(Shape { c_alignment: 4, ..first });
     shapes.push(Shape { c_row_stride: 38, ..first });
     shapes.push(Shape { sizes: (40, 36, 45), ..first });
