@@ -60,7 +60,6 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
     let device = top.x.tensor().device().clone();
     let wanted = gradients.filter(|_| [top.x, top.weight, top.bias].iter().any(|input| input.place().is_some()));
     let mut losses = all_losses(&device, sizes.rows);
-    let targets = Uploaded::new(&device, top.targets);
     let form = match wanted {
         Some(_) => Form::of_training(&device, sizes.vocabulary),
         None => Form::of_evaluation(&device, sizes.vocabulary),
@@ -73,13 +72,18 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
     let most = (most / form.row_stride.max(1)).max(1);
     let rows = sizes.rows.div_ceil(sizes.rows.div_ceil(most).max(1)).max(1);
     let (weight, bias) = (top.weight.tensor(), top.bias.tensor());
-    let operands = Operands { weight: form.operand(weight, 0, weight.len()), bias: form.operand(bias, 0, bias.len()) };
+    let operands = Operands {
+        form,
+        weight: form.operand(weight, 0, weight.len()),
+        bias: form.operand(bias, 0, bias.len()),
+        targets: Uploaded::new(&device, top.targets),
+    };
     match wanted {
         None => {
             for first in (0..sizes.rows).step_by(rows) {
                 let part = Part { first, rows: rows.min(sizes.rows - first) };
                 let x = form.operand(top.x.tensor(), first * sizes.inputs, part.rows * sizes.inputs);
-                drop(part_losses(&operands, &sizes, form, &x, &targets, part, &mut losses, None));
+                drop(part_losses(&operands, &sizes, &x, part, &mut losses, None));
             }
             Ok((losses.fetch(), None))
         }
@@ -88,20 +92,19 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
             for first in (0..sizes.rows).step_by(rows) {
                 let part = Part { first, rows: rows.min(sizes.rows - first) };
                 let x = form.operand(top.x.tensor(), first * sizes.inputs, part.rows * sizes.inputs);
-                let dlogits = part_losses(&operands, &sizes, form, &x, &targets, part, &mut losses, Some(scale));
-                let of_logits = Factor::rows(&dlogits, form.row_stride).stored_as(form.storage);
+                let dlogits = part_losses(&operands, &sizes, &x, part, &mut losses, Some(scale));
+                let of_logits = form.factor(&dlogits, form.row_stride);
                 if let Some(Place::Parameter(index)) = top.weight.place() {
                     let sink = buffers.sink(index);
                     let shape = (sizes.vocabulary, sizes.inputs, part.rows);
-                    let x = Factor::rows(&x, sizes.inputs).stored_as(form.storage);
-                    product(shape, of_logits.transposed(), x, sink.tensor, sink.add);
+                    product(shape, of_logits.transposed(), form.factor(&x, sizes.inputs), sink.tensor, sink.add);
                 }
                 if let Some(Place::Parameter(index)) = top.bias.place() {
                     let sink = buffers.sink(index);
                     column_sums(of_logits, part.rows, sink.tensor, sink.add);
                 }
                 if let Some(dx) = &mut dx {
-                    let weight = Factor::rows(&operands.weight, sizes.inputs).stored_as(form.storage);
+                    let weight = form.factor(&operands.weight, sizes.inputs);
                     let mut to_x = Tensor::uninitialized(&device, &[part.rows, sizes.inputs], Category::Workspace);
                     product((part.rows, sizes.inputs, sizes.vocabulary), of_logits, weight, &mut to_x, false);
                     dx.place(part, &to_x);
@@ -112,10 +115,12 @@ fn run(top: Top, gradients: Option<(f32, &mut GradientBuffers)>) -> Result<(Loss
     }
 }
 
-/// What all parts read, stored as the logits are.
-struct Operands {
+/// What all parts read; weight and bias are stored as the logits are.
+struct Operands<'a> {
+    form: Form,
     weight: Tensor,
     bias: Tensor,
+    targets: Uploaded<'a>,
 }
 
 struct Sizes {
@@ -175,6 +180,11 @@ impl Form {
     fn room(self, device: &Device, count: usize) -> Tensor {
         let floats = (count * self.storage.bytes()).div_ceil(size_of::<f32>());
         Tensor::uninitialized(device, &[floats], Category::Workspace)
+    }
+
+    /// Rows of so many elements, one behind the other.
+    fn factor(self, rows: &Tensor, columns: usize) -> Factor<'_> {
+        Factor::rows(rows, columns).stored_as(self.storage)
     }
 
     /// `count` elements of x from `first` on, stored as the logits are: NVIDIA's library does not mix operands.
@@ -271,23 +281,20 @@ fn all_losses(device: &Device, rows: usize) -> AllLosses {
 }
 
 /// The losses of some rows; gives their logits, or, with a scale, the gradient of the sum of the losses times that to the logits.
-#[allow(clippy::too_many_arguments)] // What all parts share, and what each has.
 fn part_losses(
     operands: &Operands,
     sizes: &Sizes,
-    form: Form,
     x: &Tensor,
-    targets: &Uploaded,
     part: Part,
     losses: &mut AllLosses,
     scale: Option<f32>,
 ) -> Tensor {
     let (columns, device) = (sizes.vocabulary, x.device().clone());
+    let Operands { form, ref weight, ref bias, ref targets } = *operands;
     let mut logits = form.room(&device, part.rows * form.row_stride);
-    let factor = |tensor| Factor::rows(tensor, sizes.inputs).stored_as(form.storage);
-    let (x, weight) = (factor(x), factor(&operands.weight));
+    let (x, weight) = (form.factor(x, sizes.inputs), form.factor(weight, sizes.inputs));
     let rows = Output { tensor: &mut logits, row_stride: form.row_stride, storage: form.storage };
-    affine((part.rows, columns, sizes.inputs), x, weight, &operands.bias, Activation::Identity, rows);
+    affine((part.rows, columns, sizes.inputs), x, weight, bias, Activation::Identity, rows);
     let range = part.first..part.first + part.rows;
     match (device.backend(), targets, losses) {
         (Backend::Cpu, Uploaded::Host(targets), AllLosses::Host(losses)) => {
