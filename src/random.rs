@@ -148,8 +148,9 @@ pub fn permutation(seed: u64, name: &str, n: usize) -> Vec<usize> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaskKey {
     pub seed: u64,
+    /// What is trained: `joint`, `1-4`.
     pub stage: String,
-    /// Optimiser steps before this one.
+    /// Batches of the stage before this one.
     pub step: u32,
 }
 

@@ -193,8 +193,44 @@ fn several_seeds_are_several_cascades() {
     assert_eq!(run.result.bests.len(), 2);
     assert!(run.result.bests.contains(run.result.best.as_ref().unwrap()));
     // The first seed alone gives the same numbers.
-    let alone = tiny.train("alone", &["seeds=[1, 3]", "cascade.strategy=none"]);
-    assert_eq!(alone.epochs[0].valid_loss, run.epochs[0].valid_loss);
+    let alone = tiny.train("alone", &["seed=1", "cascade.strategy=freeze-bottom"]);
+    assert_eq!(losses_of(&alone), losses_of(&run)[..4]);
+}
+
+/// Of every epoch, while training and after it.
+fn losses_of(run: &Run) -> Vec<[f64; 2]> {
+    run.epochs.iter().map(|epoch| [epoch.train_loss, epoch.valid_loss]).collect()
+}
+
+#[test]
+fn what_decides_a_cascade_is_what_its_table_shows() {
+    let tiny = Tiny::new();
+    for (criterion, shown) in [("wer", "WER"), ("cer", "CER"), ("loss", "CER")] {
+        let ended = tiny.try_train(criterion, &[&format!("cascade.criterion={criterion}"), "training.max_epochs=1"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+        let head = ["valid loss", &format!("valid {shown}"), &format!("test {shown}")].join("  ");
+        assert!(ended.output.contains(&head), "{head} is not in\n{}", ended.output);
+    }
+}
+
+#[test]
+fn batches_and_masks_follow_their_seeds_and_not_what_else_a_recipe_lists() {
+    let tiny = Tiny::new();
+    let once = ["training.max_epochs=1", "model.dropout=0.2"];
+    let train = |run: &str, changes: &[&str]| losses_of(&tiny.train(run, &[&once, changes].concat()));
+    let fixed = train("fixed", &["seeds=[1, 2]", "init_seed=5", "data_seed=5", "dropout_seed=5"]);
+    assert_eq!(fixed[0], fixed[1]);
+    tiny.train("first", &["training.max_epochs=1", "training.keep=all"]);
+    // The same weights twice.
+    let from = |list: &str| format!("cascade.classifier_from={list}");
+    let both = train("both", &[&from("[\"first/joint\", \"first/joint@1\"]")]);
+    let one = train("one", &[&from("\"first/joint\"")]);
+    assert_eq!(both, [one[0], one[0]]);
+    let reinitialised = |seeds: &str| [from("\"first/joint\""), format!("cascade.reinit_seeds={seeds}")];
+    let again = |run: &str, seeds: &str| train(run, &reinitialised(seeds).each_ref().map(String::as_str));
+    let (three, seven) = (again("three", "[3]"), again("three-and-seven", "[3, 7]"));
+    assert_eq!(three[0], seven[0]);
+    assert_ne!(seven[0], seven[1]);
 }
 
 /// The weights that were kept of an epoch have the scores that the log says.

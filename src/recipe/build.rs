@@ -300,6 +300,12 @@ fn optimizer(source: &Source) -> Result<Optimizer> {
         let remedy = "Nesterov needs a momentum above 0 and a dampening of 0";
         return Err(source.impossible("optimizer.nesterov", problem, remedy));
     }
+    if let Method::Sgd { momentum: 0.0, dampening, .. } = method
+        && dampening != 0.0
+    {
+        let problem = format!("optimizer.dampening is {dampening}, which has an effect only on a momentum");
+        return Err(source.impossible("optimizer.dampening", problem, "Remove it, or add optimizer.momentum"));
+    }
     let adadelta = matches!(method, Method::Adadelta { .. });
     let sgd = matches!(method, Method::Sgd { .. });
     let warmup = if matches!(method, Method::Adam { .. }) { source.whole("optimizer.warmup")? } else { 0 };
@@ -430,10 +436,17 @@ fn check_cascade(source: &Source, recipe: &Recipe) -> Result<()> {
         let problem = "cascade.inner = \"always\" has an effect only with cascade.strategy = \"cut-search\"";
         return Err(source.impossible("cascade.inner", problem, "Remove it, or choose that strategy"));
     }
-    if *strategy == Strategy::None && classifier_from.is_empty() && !reinit_seeds.is_empty() {
-        let problem = "cascade.reinit_seeds is given, but nothing is ever reinitialised";
+    let given = [("cascade.reinit_seeds", !reinit_seeds.is_empty()), ("reinit_seed", recipe.reinit_seed.is_some())];
+    let given = given.into_iter().filter_map(|(key, is_given)| is_given.then_some(key));
+    let never = *strategy == Strategy::None && classifier_from.is_empty();
+    if let (true, Some(key)) = (never, given.clone().next()) {
+        let problem = format!("{key} is given, but nothing is ever reinitialised");
         let remedy = "Remove it, or choose a cascade.strategy or a classifier_from";
-        return Err(source.impossible("cascade.reinit_seeds", problem, remedy));
+        return Err(source.impossible(key, problem, remedy));
+    }
+    if given.count() == 2 {
+        let problem = "both reinit_seed and cascade.reinit_seeds, which takes its place, are given";
+        return Err(source.impossible("reinit_seed", problem, "Remove one of them"));
     }
     Ok(())
 }

@@ -237,7 +237,7 @@ fn a_set_seed_replaces_the_recipes_seeds() {
 
 #[test]
 fn seeds_follow_the_runs_seed_unless_given() {
-    let recipe = small(&["seeds=[3, 4]", "reinit_seed=9"]);
+    let recipe = small(&["seeds=[3, 4]", "reinit_seed=9", "cascade.strategy=greedy"]);
     assert_eq!(recipe.seeds_for(4), Seeds { init: 4, reinit: 9, data: 4, dropout: 4 });
 }
 
@@ -317,7 +317,9 @@ fn an_impossible_value_is_refused_with_what_is_allowed() {
         ("cascade={classifier_from='r', classifier_groups=3}", "Allowed: from 1 to 2"),
         ("cascade.classifier_from=runs/a/joint@0", "with an epoch from 1"),
         ("cascade={classifier_from='r', strategy='freeze-bottom'}", "freezes the top"),
-        ("cascade.reinit_seeds=[1]", "nothing is ever reinitialised"),
+        ("cascade.reinit_seeds=[1]", "cascade.reinit_seeds is given, but nothing is ever reinitialised"),
+        ("reinit_seed=9", "reinit_seed is given, but nothing is ever reinitialised"),
+        ("optimizer={kind='sgd', dampening=0.5}", "optimizer.dampening is 0.5, which has an effect only on a momentum"),
         ("optimizer={kind='sgd', nesterov=true}", "Nesterov needs a momentum"),
         ("model.layers=[", "--set: model.layers is [, which is not TOML"),
         ("model.layers", "has no value"),
@@ -327,6 +329,8 @@ fn an_impossible_value_is_refused_with_what_is_allowed() {
         let error = refusal(&[set]);
         assert!(error.contains(expected), "{set}: {error}");
     }
+    let both = parse(SMALLEST, &["cascade={strategy='greedy', reinit_seeds=[1]}", "reinit_seed=9"]);
+    assert!(both.expect_err("both").to_string().contains("both reinit_seed and cascade.reinit_seeds"));
     let both = format!("seed = 1\nseeds = [2]\n{SMALLEST}");
     assert!(parse(&both, &[]).expect_err("both").to_string().starts_with("small.toml:2: both seed and seeds"));
     let error = parse(&SMALLEST.replace("layers = 2", "layers = 0"), &[]).expect_err("no layers").to_string();

@@ -9,12 +9,19 @@ use super::view::{RunView, StageView};
 type Part = (&'static str, &'static str, fn(&MemoryRecord) -> u64);
 
 /// In the order in which they are stacked.
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     ("m0", "parameters", |memory| memory.parameters),
     ("m1", "gradients", |memory| memory.gradients),
     ("m2", "optimiser state", |memory| memory.optimizer_state),
     ("m3", "kept activations", |memory| memory.kept_activations),
+    ("m4", "temporary", |memory| memory.peak.saturating_sub(held(memory))),
 ];
+
+/// What is on the device between forward and backward.
+fn held(memory: &MemoryRecord) -> u64 {
+    let parts = [memory.parameters, memory.gradients, memory.optimizer_state, memory.kept_activations];
+    parts.into_iter().fold(0, u64::saturating_add)
+}
 
 /// `None` for a run without finished stages.
 pub fn section(run: &RunView) -> Option<String> {
@@ -87,7 +94,7 @@ fn times(stages: &Finished) -> String {
 }
 
 fn memory(stages: &Finished) -> String {
-    let total = |memory: &MemoryRecord| PARTS.iter().fold(0u64, |sum, (_, _, of)| sum.saturating_add(of(memory)));
+    let total = |memory: &MemoryRecord| held(memory).max(memory.peak);
     let full = stages.iter().map(|(_, result)| total(&result.memory)).max().unwrap_or(0) as f64;
     let mut rows = String::new();
     for (stage, result) in stages {

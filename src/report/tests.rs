@@ -42,6 +42,7 @@ fn stage(id: &str, title: &str, frozen: &[usize], from: Option<&str>, cer: f64, 
             arena: 0,
             process_peak: 410_000_000,
         },
+        device: None,
         products: None,
         movement: layers
             .iter()

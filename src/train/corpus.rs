@@ -93,6 +93,17 @@ fn open_training_set(
             open_set(copies, &tokens, None, extractor.as_ref(), mode, speed_of)?
         }
     };
+    // A model that is trained on other features than it knows of could never transcribe.
+    if let Some(options) = &features
+        && options.dimension() != train.dimension()
+    {
+        let (found, named) = (train.dimension(), options.dimension());
+        let problem = format!("its features have {found} numbers a frame, but those of the options make {named}");
+        return Err(Error::file(&data.train, problem).remedy(
+            "The options are those of features.toml beside feats.scp or else of [features] in the recipe: correct them, \
+             leave them out, or compute the features again with data-tools features",
+        ));
+    }
     let normalization = match frontend {
         Some(frontend) if keep_normalization => frontend.normalization,
         _ => match data.cmvn {

@@ -149,6 +149,12 @@ impl LoadedModel {
             return Err(Error::new(Subject::Program, "the run does not know how the features of its data were made")
                 .remedy("Put features.toml beside feats.scp (data-tools features writes it) and train again"));
         };
+        let (made, taken) = (options.dimension(), self.learner.model().inputs());
+        if made != taken {
+            let problem = format!("the run's features.toml makes {made} numbers a frame, and the model takes {taken}");
+            return Err(Error::new(Subject::Program, problem)
+                .remedy("Correct its options to those of the features that the model was trained on"));
+        }
         let mut audio = read_audio(path, channel)?;
         let began = Instant::now();
         let rate = options.wanted_rate()?.unwrap_or(audio.sample_rate);

@@ -32,7 +32,7 @@ pub struct RunForecast {
     pub training_utterances: Option<usize>,
     /// Of a text, tokens.
     pub training_frames: u64,
-    /// Of the training set: optimiser steps of an epoch.
+    /// Of the training set, in an epoch.
     pub batches: usize,
     /// Of each stage.
     pub max_epochs: usize,

@@ -29,7 +29,7 @@ pub struct EpochRecord {
     /// The SHA-256 checksum of `epoch-N.safetensors`, if every epoch's weights are kept; versions before did not write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_sha256: Option<String>,
-    /// Optimiser steps since the stage began.
+    /// Batches since the stage began; an optimiser step each, unless `training.accumulate` joins them or an update was skipped.
     pub step: u64,
     #[serde(with = "crate::train::number::float")]
     pub learning_rate: f64,
@@ -136,6 +136,9 @@ pub struct StageResult {
     /// False if the strategy did not build on this stage because it was worse.
     pub accepted: bool,
     pub seconds: f64,
+    /// Where it was trained; versions before wrote only where a run was last opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     pub memory: MemoryRecord,
     /// Who computed the matrix products on a GPU when the stage ended: the engine's kernels, or a library with its version and the GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,6 +154,7 @@ pub struct RunResult {
     pub name: String,
     pub model: String,
     pub strategy: String,
+    /// Where the stages were trained, each device once.
     pub device: String,
     /// Bottom to top.
     pub groups: Vec<GroupRecord>,

@@ -132,6 +132,17 @@ pub fn strategy_name(strategy: recipe::Strategy) -> &'static str {
     }
 }
 
+/// Where these stages were trained, each device once; `now` if none of them says.
+fn devices(stages: &[StageResult], now: &Device) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in stages.iter().filter_map(|stage| stage.device.as_deref()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() { now.to_string() } else { names.join(" and ") }
+}
+
 struct Run<'a> {
     recipe: &'a Recipe,
     folder: &'a RunFolder,
@@ -153,14 +164,14 @@ impl<'a> Run<'a> {
             name: group.name.clone(),
             parameters: structure.count(group.parameters.clone()),
         };
-        let before = folder.read_result()?;
+        let stages = folder.read_result()?.map(|before| before.stages).unwrap_or_default();
         let result = RunResult {
             name: recipe.name.clone(),
             model: task.model_name(),
             strategy: strategy_name(recipe.cascade.strategy).into(),
-            device: device.to_string(),
+            device: devices(&stages, device),
             groups: structure.groups.iter().map(group).collect(),
-            stages: before.map(|before| before.stages).unwrap_or_default(),
+            stages,
             best: None,
             bests: Vec::new(),
             finished: false,
@@ -217,6 +228,7 @@ impl<'a> Run<'a> {
         session.progress.borrow_mut().message(&stage_summary(&result));
         session.device.trim();
         self.result.stages.push(result);
+        self.result.device = devices(&self.result.stages, session.device);
         self.save()?;
         checkpoint::remove_state(&self.folder.stage(&stage.id.to_string()).path)
     }

@@ -1,5 +1,5 @@
 use super::{refuses, refuses_data, refuses_to_train};
-use crate::corpus::{SAMPLE_RATE, copy_of, setting, train, trained};
+use crate::corpus::{SAMPLE_RATE, copy_folder, copy_of, setting, train, trained};
 use crate::program::{headfirst, run_to_end};
 use headfirst::audio::FeatureOptions;
 use std::path::Path;
@@ -39,6 +39,23 @@ fn feature_options_of_the_recipe_are_held_against_features_toml_by_value() {
     let settings = ["features.sample_frequency=8000", "features.frame_shift=10", "training.max_epochs=1"];
     let ended = run_to_end(train(&folder.path().join("run"), &settings));
     assert_eq!(ended.code, Some(0), "{}", ended.errors);
+}
+
+#[test]
+fn options_that_make_other_features_than_there_are_are_refused() {
+    let wrong = FeatureOptions { num_mel_bins: 80, ..options() };
+    let folder = made_with("train", &wrong);
+    let parts = ["its features have 23 numbers a frame", "make 80", "features.toml", "data-tools features"];
+    refuses_to_train(&[&setting("train", folder.path())], &parts);
+    std::fs::remove_file(folder.path().join("features.toml")).unwrap();
+    refuses_to_train(&[&setting("train", folder.path()), "features.num_mel_bins=80"], &parts);
+    // A run that was trained before this was noticed says so when it first needs them.
+    let run = tempfile::tempdir().unwrap();
+    copy_folder(trained(), run.path());
+    wrong.write(run.path().join("features.toml")).unwrap();
+    let mut transcribe = headfirst(["transcribe".as_ref(), run.path().as_os_str()]);
+    transcribe.arg("any.wav");
+    refuses(transcribe, &["features.toml makes 80 numbers a frame", "the model takes 23"]);
 }
 
 #[test]

@@ -179,7 +179,7 @@ impl<'a, T: Task> StageRun<'a, T> {
     /// The rest of the epoch, from the first batch that was not trained on yet, then validation and a saved state.
     fn epoch(&mut self) -> Result<()> {
         let epoch = self.position.epochs_done + 1;
-        let seed = derive(self.start.seeds.data, &self.id);
+        let seed = derive(self.start.seeds.data, &self.draws());
         let task = self.session.task;
         let batches = task.epoch(seed, epoch)?;
         let first = self.position.batch;
@@ -199,8 +199,9 @@ impl<'a, T: Task> StageRun<'a, T> {
             frames_done: frames(&batches[..first.min(batches.len())]),
             unit: task.unit(),
         });
+        // Waiting for a batch is a part of training.
+        let mut begin = Instant::now();
         for (number, batch) in (first + 1..).zip(task.batches(&batches, first, Draw { seed, epoch })?) {
-            let begin = Instant::now();
             if number == batches.len() {
                 self.learner.end_update();
             }
@@ -216,11 +217,17 @@ impl<'a, T: Task> StageRun<'a, T> {
                 self.settle()?;
                 self.save(false, false)?;
             }
+            begin = Instant::now();
         }
-        let begin = Instant::now();
         self.settle()?;
         self.position.sums.train_seconds += begin.elapsed().as_secs_f64();
         self.end_epoch()
+    }
+
+    /// What the order of batches and the masks are drawn for, beside their seeds: what the stage trains. Stages that differ in a seed or in whose
+    /// classifier they have, and are to be compared, do not differ in this, and no stage changes when a recipe lists more of them.
+    fn draws(&self) -> String {
+        self.start.stage.id.kind.to_string()
     }
 
     /// An error once a signal has asked to stop; the state is to be saved before it is returned.
@@ -233,7 +240,7 @@ impl<'a, T: Task> StageRun<'a, T> {
     }
 
     fn train_batch(&mut self, batch: T::Batch) -> Result<()> {
-        let masks = MaskKey { seed: self.start.seeds.dropout, stage: self.id.clone(), step: self.position.step };
+        let masks = MaskKey { seed: self.start.seeds.dropout, stage: self.draws(), step: self.position.step };
         let running = self.session.task.start(&mut self.learner, batch, &mut self.carried, &masks)?;
         self.settle()?;
         self.under_way = Some((running, self.position.step));

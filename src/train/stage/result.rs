@@ -63,6 +63,7 @@ impl<T: Task> StageRun<'_, T> {
                 arena: self.position.arena.max(self.arena()),
                 process_peak: process_peak(),
             },
+            device: Some(self.session.device.to_string()),
             products: self.session.device.products().map(|products| products.by),
             movement,
         })
