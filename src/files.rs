@@ -78,18 +78,40 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()
     write_atomically(path, |writer| writer.write_all(bytes.as_ref()))
 }
 
-/// The text of a UTF-8 file.
+/// The text of a UTF-8 file, without the byte order mark that some editors put before it.
 ///
 /// # Errors
 /// A file that cannot be read; bytes that are no UTF-8, naming their line and their byte offset.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(|error| Error::io(path, "be read", &error))?;
-    String::from_utf8(bytes).map_err(|error| {
+    let text = String::from_utf8(bytes).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count();
         Error::line(path, line, format!("the byte at offset {offset} of the file is not UTF-8"))
             .remedy("Convert the file, for example with iconv -f latin1 -t utf-8")
-    })
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
+}
+
+/// Whether there is a file, or a link to one; other kinds of entries count too.
+///
+/// # Errors
+/// It may not be looked at, or is a link to nothing.
+pub fn exists(path: &Path) -> Result<bool> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(false),
+        Err(error) => Err(Error::io(path, "be looked at", &error)),
+    }
+}
+
+/// A file that reaches the limit of the shell (`ulimit -f`) is then an error like a full disk, and does not end the process.
+pub fn report_size_limits() {
+    // SAFETY: the signal is ignored; no handler runs.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }
 
 /// A file that has only a temporary name yet. Dropped before it is placed, it is removed.

@@ -205,3 +205,22 @@ fn text_that_is_not_utf8_is_an_error_naming_line_and_offset() {
     let error = read_text(&path).unwrap_err().to_string();
     assert!(error.contains("text:2:") && error.contains("offset 10"), "{error}");
 }
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text");
+    fs::write(&path, "\u{feff}a one\n").unwrap();
+    assert_eq!(read_text(&path).unwrap(), "a one\n");
+}
+
+#[test]
+fn a_link_to_nothing_is_an_error_and_no_missing_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text");
+    assert!(!exists(&path).unwrap());
+    std::os::unix::fs::symlink(folder.path().join("absent"), &path).unwrap();
+    assert!(exists(&path).unwrap_err().to_string().contains("text: cannot be looked at"));
+    fs::write(folder.path().join("absent"), "").unwrap();
+    assert!(exists(&path).unwrap());
+}

@@ -80,8 +80,8 @@ pub fn limit_file_size(command: &mut Command, bytes: u64) {
     // SAFETY: between fork and exec only two system calls are made, both of which may be made there.
     unsafe {
         command.pre_exec(move || {
-            // The signal that comes with the limit would end the process; ignored, the write fails.
-            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            // As a shell starts a program: whether the signal that comes with the limit ends it, is up to the program.
+            libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
             match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),

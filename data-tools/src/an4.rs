@@ -133,7 +133,7 @@ fn read_corpus(source: &Path) -> Result<Corpus> {
     Ok(Corpus { train, dev, test })
 }
 
-fn write_tables(folder: &Path, utterances: &[Utterance]) -> Result<()> {
+fn tables(utterances: &[Utterance]) -> Result<Vec<(&'static str, String)>> {
     let mut paths = Vec::with_capacity(utterances.len());
     for utterance in utterances {
         paths.push(utterance.audio.to_str().ok_or_else(|| {
@@ -142,15 +142,13 @@ fn write_tables(folder: &Path, utterances: &[Utterance]) -> Result<()> {
         })?);
     }
     let ids = || utterances.iter().map(|utterance| utterance.id.as_str());
-    folder::write_table(&folder.join("wav.scp"), ids().zip(paths))?;
-    folder::write_table(
-        &folder.join("text"),
-        ids().zip(utterances.iter().map(|utterance| utterance.transcript.as_str())),
-    )?;
-    folder::write_table(
-        &folder.join("utt2spk"),
-        ids().zip(utterances.iter().map(|utterance| utterance.speaker.as_str())),
-    )
+    let transcripts = utterances.iter().map(|utterance| utterance.transcript.as_str());
+    let speakers = utterances.iter().map(|utterance| utterance.speaker.as_str());
+    Ok(vec![
+        ("wav.scp", folder::table(ids().zip(paths))),
+        ("text", folder::table(ids().zip(transcripts))),
+        ("utt2spk", folder::table(ids().zip(speakers))),
+    ])
 }
 
 pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
@@ -163,9 +161,8 @@ pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
             .collect();
         let extractor = folder::extractor(&recordings, &arguments.features, None)?;
         headfirst::files::create_folder(&folder)?;
-        write_tables(&folder, utterances)?;
         let progress = Counted::new(Mode::choose(quiet), name, recordings.len());
-        folder::write_features(&folder, &recordings, &extractor, None, progress)?;
+        folder::write_features(&folder, &recordings, &extractor, None, tables(utterances)?, progress)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use headfirst::audio::FeatureOptions;
 use headfirst::data::table::{read_index, read_table};
 use headfirst::error::{Error, Result};
-use headfirst::files::{read_text, write_bytes};
+use headfirst::files::read_text;
 use headfirst::train::progress::{Counted, Mode};
 
 use crate::folder::{self, Recording};
@@ -36,6 +36,9 @@ pub struct Arguments {
 /// The recordings of `wav.scp`, in its order.
 fn recordings(source: &Path) -> Result<Vec<Recording>> {
     let path = source.join("wav.scp");
+    if !source.is_dir() {
+        return Err(Error::file(source, "it is not a folder").remedy("Name the folder with wav.scp and text"));
+    }
     if !path.is_file() {
         return Err(Error::file(source, "the folder has no wav.scp")
             .remedy("Write one there, with a line \"id path\" for each recording"));
@@ -85,13 +88,10 @@ pub fn run(arguments: &Arguments, quiet: bool) -> Result<()> {
     let extractor = folder::extractor(&recordings, &arguments.features, arguments.channel)?;
     headfirst::files::create_folder(out)?;
     let same_folder = fs::canonicalize(source).ok() == fs::canonicalize(out).ok();
-    if !same_folder {
-        for table in tables {
-            write_bytes(out.join(table), read_text(&source.join(table))?.as_bytes())?;
-        }
-    }
+    let copied = tables.into_iter().filter(|_| !same_folder);
+    let copied = copied.map(|table| Ok((table, read_text(&source.join(table))?))).collect::<Result<_>>()?;
     let progress = Counted::new(Mode::choose(quiet), &out.display().to_string(), recordings.len());
-    folder::write_features(out, &recordings, &extractor, arguments.channel, progress)
+    folder::write_features(out, &recordings, &extractor, arguments.channel, copied, progress)
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use headfirst::audio::{FeatureExtractor, FeatureOptions, Features};
 use headfirst::data::ark::ArkWriter;
 use headfirst::error::{Error, Result};
-use headfirst::files::write_bytes;
 use headfirst::train::progress::Counted;
 use rayon::prelude::*;
 
@@ -20,11 +19,8 @@ pub struct Recording {
     pub audio: PathBuf,
 }
 
-/// Writes a table: a line `id value` for each row.
-///
-/// # Errors
-/// A folder that cannot be written to.
-pub fn write_table<'a>(path: &Path, rows: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
+/// The text of a table: a line `id value` for each row.
+pub fn table<'a>(rows: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut text = String::new();
     for (id, value) in rows {
         text.push_str(id);
@@ -34,7 +30,7 @@ pub fn write_table<'a>(path: &Path, rows: impl Iterator<Item = (&'a str, &'a str
         }
         text.push('\n');
     }
-    write_bytes(path, text.as_bytes())
+    text
 }
 
 /// The extractor for `recordings`, as [`FeatureExtractor::for_recordings`] makes it.
@@ -50,8 +46,8 @@ pub fn extractor(
     FeatureExtractor::for_recordings(options, &first.audio, channel)
 }
 
-/// Computes the features of `recordings` and writes them to `folder`: `feats.ark`, `feats.scp` and `features.toml`. The order of the
-/// recordings is kept, and the bytes do not depend on the number of threads.
+/// Computes the features of `recordings` and writes them to `folder`: `feats.ark`, `feats.scp`, `features.toml` and, with them, `tables`, each a
+/// file's name and its text. The order of the recordings is kept, and the bytes do not depend on the number of threads.
 ///
 /// # Errors
 /// Those of [`FeatureExtractor::compute_file`] and [`ArkWriter`]. What stood in the folder before is then still there.
@@ -60,6 +56,7 @@ pub fn write_features(
     recordings: &[Recording],
     extractor: &FeatureExtractor,
     channel: Option<usize>,
+    tables: Vec<(&str, String)>,
     progress: Counted,
 ) -> Result<()> {
     let mut writer = ArkWriter::create(folder.join("feats.ark"), folder.join("feats.scp"))?;
@@ -74,7 +71,9 @@ pub fn write_features(
         }
         progress.advance(part.len());
     }
-    writer.finish_with(&folder.join("features.toml"), &extractor.options().to_toml()?)?;
+    let beside = tables.into_iter().chain([("features.toml", extractor.options().to_toml()?)]);
+    let beside: Vec<_> = beside.map(|(name, text)| (folder.join(name), text)).collect();
+    writer.finish_with(&beside)?;
     let (utterances, dimension) = (recordings.len(), extractor.dimension());
     progress.finish(&format!("{utterances} utterances, {frames} frames of {dimension} features"));
     Ok(())
@@ -117,7 +116,7 @@ pub mod tests {
             let extractor = extractor(&recordings, &options, None).unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let progress = Counted::new(Mode::Quiet, "test", 9);
-            pool.install(|| write_features(folder.path(), &recordings, &extractor, None, progress)).unwrap();
+            pool.install(|| write_features(folder.path(), &recordings, &extractor, None, vec![], progress)).unwrap();
             fs::read(folder.path().join("feats.ark")).unwrap()
         });
         assert!(archives[0].len() > 9 * 26 * 4);
@@ -129,13 +128,17 @@ pub mod tests {
         let folder = tempfile::tempdir().unwrap();
         let audio = folder.path().join("short.wav");
         write_wav(&audio, 16000, 10);
-        fs::write(folder.path().join("feats.ark"), "old").unwrap();
+        for name in ["feats.ark", "text"] {
+            fs::write(folder.path().join(name), "old").unwrap();
+        }
         let recordings = [Recording { id: "a".into(), audio }];
         let extractor = FeatureExtractor::new(&FeatureOptions::default(), 16000).unwrap();
-        let written =
-            write_features(folder.path(), &recordings, &extractor, None, Counted::new(Mode::Quiet, "test", 1));
+        let (tables, progress) = (vec![("text", "new".to_string())], Counted::new(Mode::Quiet, "test", 1));
+        let written = write_features(folder.path(), &recordings, &extractor, None, tables, progress);
         assert!(written.unwrap_err().to_string().contains("short.wav"));
-        assert_eq!(fs::read(folder.path().join("feats.ark")).unwrap(), b"old");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        for name in ["feats.ark", "text"] {
+            assert_eq!(fs::read(folder.path().join(name)).unwrap(), b"old", "{name}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 }

@@ -80,6 +80,7 @@ fn run(cli: Cli) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    headfirst::files::report_size_limits();
     // Wrong usage ends here, with exit code 2.
     let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     match run(cli) {

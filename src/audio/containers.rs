@@ -109,6 +109,8 @@ fn decode_packets(
     audio: &mut Interleaved,
 ) -> Result<()> {
     let mut packet_samples = Vec::<f32>::new();
+    // A recording that was cut out of a longer one may go on counting.
+    let mut began = None;
     loop {
         let packet = match format.next_packet() {
             Ok(Some(packet)) => packet,
@@ -119,6 +121,13 @@ fn decode_packets(
         };
         if packet.track_id != track_id {
             continue;
+        }
+        // A packet that does not decode is passed over by the library; it is missed where the next one says when it begins.
+        let so_far = audio.samples.len().checked_div(audio.channels).unwrap_or(0) as i64;
+        let at = packet.pts.get() - *began.get_or_insert(packet.pts.get());
+        if at != so_far {
+            return Err(Error::file(path, format!("it is damaged: samples {so_far} to {at} cannot be decoded"))
+                .remedy("Copy or download it again, or make a new file from the original recording"));
         }
         let decoded = decoder.decode(&packet).map_err(|error| undecodable(path, &error))?;
         let spec = decoded.spec();
@@ -269,5 +278,13 @@ pub(super) mod tests {
         }
         let text = decode_flac(path(), flac_bytes(8000, &samples, 1024, [7; 16])).err().unwrap().to_string();
         assert!(text.contains("checksum"), "{text}");
+        // A block that cannot be read is missed, even where the file does not say how long it is.
+        for said in [0, 1024] {
+            let mut spoilt = flac_bytes(8000, &samples, said, [0; 16]);
+            let middle = spoilt.len() / 2;
+            spoilt[middle] ^= 1;
+            let text = decode_flac(path(), spoilt).err().unwrap().to_string();
+            assert!(text.contains("it is damaged: samples"), "{text}");
+        }
     }
 }

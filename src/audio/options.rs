@@ -197,12 +197,12 @@ pub struct FeatureOptions {
 
     /// Scale of the normalised log pitch
     #[arg(long, value_name = "X", help_heading = "Pitch",
-          hide_short_help = true, default_value_t = Self::KALDI.pitch_scale)]
+          hide_short_help = true, allow_negative_numbers = true, default_value_t = Self::KALDI.pitch_scale)]
     pub pitch_scale: f64,
 
     /// Scale of the voicing feature
     #[arg(long, value_name = "X", help_heading = "Pitch",
-          hide_short_help = true, default_value_t = Self::KALDI.pov_scale)]
+          hide_short_help = true, allow_negative_numbers = true, default_value_t = Self::KALDI.pov_scale)]
     pub pov_scale: f64,
 
     /// Added to the voicing feature
@@ -212,7 +212,7 @@ pub struct FeatureOptions {
 
     /// Scale of the delta log pitch
     #[arg(long, value_name = "X", help_heading = "Pitch",
-          hide_short_help = true, default_value_t = Self::KALDI.delta_pitch_scale)]
+          hide_short_help = true, allow_negative_numbers = true, default_value_t = Self::KALDI.delta_pitch_scale)]
     pub delta_pitch_scale: f64,
 
     /// Standard deviation of noise added to the delta log pitch before scaling (Kaldi: 0.005)

@@ -74,12 +74,17 @@ fn take_channel(path: &Path, audio: Interleaved, channel: Option<usize>) -> Resu
     let last = channels - 1;
     match channel {
         None if channels > 1 => {
-            return Err(Error::file(path, format!("the recording has {channels} channels"))
-                .remedy(format!("Choose one with --channel N, from 0 to {last}")));
+            return Err(Error::file(path, format!("the recording has {channels} channels")).remedy(format!(
+                "Choose one, from 0 to {last}: --channel N of transcribe and of data-tools features"
+            )));
         }
         Some(channel) if channel > last => {
-            return Err(Error::file(path, format!("channel {channel} was asked for, the recording has {channels}"))
-                .remedy(format!("Give --channel a number from 0 to {last}")));
+            let remedy = match last {
+                0 => "Leave out --channel".to_string(),
+                last => format!("Give --channel a number from 0 to {last}"),
+            };
+            let problem = format!("channel {channel} was asked for, the recording has {channels}");
+            return Err(Error::file(path, problem).remedy(remedy));
         }
         _ => {}
     }

@@ -116,10 +116,16 @@ impl Evaluate {
             Some(data) => data,
             None => return Err(Error::key("--data", "is missing, and the recipe names neither test nor valid")),
         };
-        let evaluated = model.evaluate(&data, loaded.decoder(&model)?, mode)?;
-        self.decoding.write(&evaluated.n_best)?;
+        let mut evaluated = model.evaluate(&data, loaded.decoder(&model)?, mode)?;
+        let n_best = std::mem::take(&mut evaluated.n_best);
         let output = Output::new(&model, evaluated);
-        if self.json { print_json(&output) } else { print(&output.describe(&data.display().to_string())) }
+        if self.json {
+            print_json(&output)?
+        } else {
+            print(&output.describe(&data.display().to_string()))?
+        }
+        // Last: the scores of a long search are not to be lost with the lists.
+        self.decoding.write(&n_best)
     }
 }
 

@@ -16,6 +16,7 @@ mod transcribe;
 
 use crate::device::{self, Device, DeviceKind};
 use crate::error::{Error, Result};
+use crate::files::report_size_limits;
 use crate::train::signals::{exit_code, write_standard_error};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -69,6 +70,7 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    report_size_limits();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,7 +109,9 @@ fn run(cli: Cli) -> Result<()> {
 impl Common {
     fn start_threads(&self) -> Result<()> {
         let threads = match self.threads {
-            Some(0) => return Err(Error::key("--threads", "is 0").remedy("Use 1 or more")),
+            Some(threads @ (0 | 1025..)) => {
+                return Err(Error::key("--threads", format!("is {threads}")).remedy("Use a number from 1 to 1024"));
+            }
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };

@@ -27,9 +27,10 @@ impl Report {
     pub fn run(self, common: &Common) -> Result<()> {
         let mut runs = Vec::new();
         for path in &self.runs {
-            let data = run::run_data(&RunFolder::open(path)?)?;
+            let folder = RunFolder::open(path)?;
+            let data = run::run_data(&folder)?;
             runs.push(data.ok_or_else(|| {
-                Error::file(path, "has no result yet").remedy("Train it first: headfirst train RECIPE --resume")
+                Error::file(path, "has no result yet").remedy(format!("Train it first: {}", folder.go_on(&[])))
             })?);
         }
         let out = match self.out {

@@ -20,6 +20,7 @@ pub struct Transcribe {
     /// RUN (its best stage), RUN/STAGE or RUN/STAGE@EPOCH
     #[arg(value_name = "RUN")]
     run: String,
+    /// WAV, FLAC or NIST SPHERE files
     #[arg(required = true, value_name = "AUDIO")]
     audio: Vec<PathBuf>,
     /// Which channel of a file with several; the first is 0
@@ -79,7 +80,6 @@ impl Transcribe {
                 print(&format!("{}\t{text}\n", path.display()))?;
             }
         }
-        self.decoding.write(&lists)?;
         let speed = Speed::new(audio_seconds, decoding);
         if self.json {
             print_json(&Output { transcripts, speed })?;
@@ -87,6 +87,7 @@ impl Transcribe {
             // Beside the transcripts, which are for whoever reads standard output.
             crate::train::signals::write_standard_error(&speed.describe());
         }
+        self.decoding.write(&lists)?;
         if some_failed { Err(Error::program("some files could not be transcribed; see above")) } else { Ok(()) }
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::data::ark::FeatureArchive;
 use crate::data::table::{Row, read_index, read_table};
 use crate::error::{Error, Result};
+use crate::files::exists;
 use crate::score::trn;
 
 /// One utterance of a folder.
@@ -50,11 +51,12 @@ impl DataFolder {
                 .remedy("Name a Kaldi data folder: feats.scp or wav.scp, and text"));
         }
         let (features, audio, text) = (path.join("feats.scp"), path.join("wav.scp"), path.join("text"));
-        if !features.exists() && !audio.exists() {
+        let has_features = exists(&features)?;
+        if !has_features && !exists(&audio)? {
             return Err(Error::file(path, "the folder has neither feats.scp nor wav.scp")
                 .remedy("Make it with data-tools, or write wav.scp with a line \"id path\" for each audio file"));
         }
-        if !text.exists() {
+        if !exists(&text)? {
             return Err(Error::file(path, "the folder has no file text")
                 .remedy("Write it with a line \"id transcript\" for each utterance"));
         }
@@ -62,7 +64,7 @@ impl DataFolder {
         check_ids(&text, &transcripts)?;
         transcripts.sort_by(|a, b| a.id.cmp(&b.id));
 
-        let source = if features.exists() {
+        let source = if has_features {
             let archive = FeatureArchive::open(&features)?;
             same_ids(&features, archive.ids(), &text, &transcripts)?;
             Source::Features(archive)
@@ -107,7 +109,7 @@ fn check_ids(text: &Path, transcripts: &[Row]) -> Result<()> {
 /// The files of `wav.scp` in the order of `transcripts`.
 fn audio_files(index: &Path, text: &Path, transcripts: &[Row]) -> Result<Vec<PathBuf>> {
     let segments = index.with_file_name("segments");
-    if segments.exists() {
+    if exists(&segments)? {
         return Err(Error::file(segments, "recordings cut into segments are read as features only")
             .remedy("Compute the features with Kaldi, so that the folder has feats.scp, or cut the recordings into one file for each utterance"));
     }
@@ -130,7 +132,7 @@ fn audio_files(index: &Path, text: &Path, transcripts: &[Row]) -> Result<Vec<Pat
 
 /// The speaker of each utterance, where `utt2spk` is there.
 fn speakers(path: &Path, text: &Path, transcripts: &[Row]) -> Result<HashMap<String, String>> {
-    if !path.exists() {
+    if !exists(path)? {
         return Ok(HashMap::new());
     }
     let rows = read_table(path)?;

@@ -254,7 +254,9 @@ impl TokenList {
                 Unit::Piece => "piece",
             };
             Error::utterance(utterance, format!("the {kind} \"{symbol}\" of its transcript is not in the token list"))
-                .remedy(format!("Correct the transcript, or name a data.token_list that has it or has {UNKNOWN}"))
+                .remedy(format!(
+                    "Correct the transcript or leave the utterance out; a training can name a data.token_list that has it or has {UNKNOWN}"
+                ))
         })
     }
 

@@ -102,9 +102,15 @@ pub fn features_as<T: DeserializeOwned>(features: &toml::Table) -> Result<T> {
         let message = text.trim().replace('\n', ", ");
         // serde says: unknown field `x`, expected one of `a`, `b`. Where a field is known by name it stands between the first backticks.
         let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-        let error = match quoted.first() {
-            Some(field) if features.contains_key(*field) => Error::key(format!("{FEATURES}.{field}"), message.as_str()),
-            _ => Error::key(FEATURES, message.as_str()),
+        let alone = |(key, value): &(&String, &Value)| {
+            let error = T::deserialize(toml::Table::from_iter([((*key).clone(), (*value).clone())])).err();
+            error.is_some_and(|error| error.to_string() == text)
+        };
+        // The nearest known key says more than all of them.
+        let problem = message.split(", expected one of").next().unwrap_or_default();
+        let error = match features.iter().find(alone) {
+            Some((field, _)) => Error::key(format!("{FEATURES}.{field}"), problem),
+            None => Error::key(FEATURES, problem),
         };
         let unknown = message.starts_with("unknown field").then(|| quoted.first().copied()).flatten();
         let near = unknown.and_then(|unknown| {

@@ -1,4 +1,4 @@
-//! Whether the memory of a GPU is enough, said before training begins, with what would fit.
+//! Whether the memory of the device is enough, said before training begins, with what would fit.
 
 use crate::cascade::Stage;
 use crate::device::Device;
@@ -16,17 +16,23 @@ pub fn arena<T: Task>(recipe: &Recipe, task: &T, device: &Device, stage: &Stage)
     device.memory_on_gpu().map(|_| Ok(needs(recipe, task, &stage.frozen, device)?.arena_reach)).transpose()
 }
 
-/// Checks the stage that is trained next, and gives the bytes that its arena has to have; a CPU is not asked.
+/// Checks the stage that is trained next, and gives the bytes that the arena of a GPU has to have.
 ///
 /// # Errors
 /// If the memory that is free is not enough for its largest batch: says how much is needed, and which batch, or what frozen, would fit.
 pub fn check<T: Task>(recipe: &Recipe, task: &T, device: &Device, stage: &Stage) -> Result<Option<u64>> {
     // Asked for first, so that the library of products is there, and what it holds is no longer among what is free.
-    let Some(held) = device.memory_on_gpu() else { return Ok(None) };
-    let free = device.free_memory()?.unwrap_or(0) + held.library;
+    let held = device.memory_on_gpu();
+    let free = match &held {
+        Some(held) => device.free_memory()?.unwrap_or(0) + held.library,
+        None => match free_of_host() {
+            Some(free) => free,
+            None => return Ok(None),
+        },
+    };
     let needed = needs(recipe, task, &stage.frozen, device)?;
     if needed.device_memory <= free {
-        return Ok(Some(needed.arena_reach));
+        return Ok(held.map(|_| needed.arena_reach));
     }
     let (key, mut size) = task.batch_size();
     let mut fits = false;
@@ -55,4 +61,13 @@ pub fn check<T: Task>(recipe: &Recipe, task: &T, device: &Device, stage: &Stage)
     }
     let advice = format!("{advice}; a stage with its top group frozen needs {} MiB", mib(with_frozen_head));
     Err(Error::new(Subject::Device(device.to_string()), problem).remedy(advice))
+}
+
+/// Bytes that Linux can give to programs, its swap included; `None` where that is not known.
+fn free_of_host() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(name))?.split_ascii_whitespace().next()?.parse().ok()
+    };
+    Some((kib("MemAvailable:")? + kib("SwapFree:").unwrap_or(0)) << 10)
 }

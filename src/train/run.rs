@@ -12,7 +12,7 @@ use crate::train::memory;
 use crate::train::prepare::{AnyTask, Prepared, prepare};
 use crate::train::progress::Progress;
 use crate::train::record::{GroupRecord, RunResult, StageResult};
-use crate::train::run_folder::{RunFolder, StartFiles};
+use crate::train::run_folder::{RESULT, RunFolder, StartFiles};
 use crate::train::signals::StopRequest;
 use crate::train::stage::{Session, StageStart, train_stage};
 use crate::train::summary::stage_summary;
@@ -164,7 +164,13 @@ impl<'a> Run<'a> {
             name: group.name.clone(),
             parameters: structure.count(group.parameters.clone()),
         };
-        let stages = folder.read_result()?.map(|before| before.stages).unwrap_or_default();
+        let before = folder.read_result()?;
+        if let (None, [_, ..]) = (&before, folder.stages().as_slice()) {
+            let problem = "is missing, but stages of the run have weights: it says which of them are finished";
+            return Err(Error::file(folder.path().join(RESULT), problem)
+                .remedy("Restore it from a copy, or train anew in another folder: --out FOLDER"));
+        }
+        let stages = before.map(|before| before.stages).unwrap_or_default();
         let result = RunResult {
             name: recipe.name.clone(),
             model: task.model_name(),

@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{EpochRecord, RunResult};
+use super::signals::command_line;
 use super::summary;
 use crate::error::{Error, Result};
 use crate::files::{self, Lock, create_folder, write_atomically, write_bytes, write_error};
@@ -146,7 +147,7 @@ impl RunFolder {
     /// There is no such folder, or it holds no run.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if path.join(RECIPE).is_file() {
+        if files::exists(&path.join(RECIPE))? {
             return Ok(RunFolder { path: path.to_path_buf(), _lock: None });
         }
         let problem = match fs::metadata(path) {
@@ -154,7 +155,7 @@ impl RunFolder {
             Ok(metadata) if !metadata.is_dir() => "is a file, not a run's folder".to_string(),
             Ok(_) => format!("holds no run: it has no {RECIPE}"),
         };
-        Err(Error::file(path, problem).remedy("Name the folder of a run, or start one without --resume"))
+        Err(Error::file(path, problem).remedy("Name the folder of a run; headfirst train starts one, without --resume"))
     }
 
     fn locked(path: &Path) -> Result<Self> {
@@ -203,6 +204,13 @@ impl RunFolder {
             }
         }
         write_bytes(self.path.join(RECIPE), start.recipe)
+    }
+
+    /// The command that trains on in this run. The run's own recipe has every key and absolute paths, so the command works from here, whatever
+    /// was given first.
+    pub fn go_on(&self, more: &[&str]) -> String {
+        let (recipe, run) = (self.path.join(RECIPE).display().to_string(), self.path.display().to_string());
+        command_line(&[&["train", &recipe, "--out", &run, "--resume"], more].concat())
     }
 
     /// The text of the run's recipe.
@@ -401,8 +409,7 @@ pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<Option<T
         read => read.map_err(|error| Error::io(path, "be read", &error))?,
     };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-        Error::file(path, format!("is damaged or of another version: {error}"))
-            .remedy("Restore it from a copy, or remove it")
+        Error::file(path, format!("is damaged or of another version: {error}")).remedy("Restore it from a copy")
     })
 }
 

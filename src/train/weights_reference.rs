@@ -102,7 +102,7 @@ fn best_stage(run: &RunFolder) -> Result<String> {
         let error =
             Error::file(run.path(), "no stage of this run has ended with a finite result yet, so none is its best");
         error.remedy(match run.stages() {
-            stages if stages.is_empty() => "Train it first: headfirst train RECIPE --resume".to_string(),
+            stages if stages.is_empty() => format!("Train it first: {}", run.go_on(&[])),
             stages => format!("Name one of the stages that have weights: {}", with_run(run, &stages)),
         })
     })

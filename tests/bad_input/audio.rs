@@ -92,7 +92,7 @@ fn a_recording_that_was_made_otherwise_is_transcribed_or_refused_with_the_option
     (bytes[22], bytes[32]) = (2, 4);
     bytes[28..32].copy_from_slice(&(4 * SAMPLE_RATE).to_le_bytes());
     fs::write(&stereo, bytes).unwrap();
-    refuses(transcribe(&stereo, &[]), &["stereo.wav", "2 channels", "--channel N, from 0 to 1"]);
+    refuses(transcribe(&stereo, &[]), &["stereo.wav", "2 channels", "Choose one, from 0 to 1: --channel N"]);
     refuses(transcribe(&stereo, &["--channel", "2"]), &["stereo.wav", "--channel a number from 0 to 1"]);
     assert_eq!(run_to_end(transcribe(&stereo, &["--channel", "1"])).output, ended.output);
 

@@ -67,6 +67,28 @@ fn weights_of_another_shape_or_of_another_model_are_named_by_tensor() {
 }
 
 #[test]
+fn a_model_that_no_memory_holds_is_refused_before_the_run_is_there() {
+    refuses_to_train(&["model.units=1000000"], &["MiB are free", "make the model smaller"]);
+}
+
+#[test]
+fn a_run_whose_result_is_gone_is_not_trained_anew_over_its_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    copy_folder(trained(), &run);
+    fs::remove_file(run.join("result.json")).unwrap();
+    let weights = fs::read(run.join("joint/best.safetensors")).unwrap();
+    let mut resume = headfirst(["train".as_ref(), run.join("recipe.toml").as_os_str()]);
+    resume.arg("--out").arg(&run).arg("--resume");
+    refuses(resume, &["result.json: is missing, but stages of the run have weights", "Restore it", "--out FOLDER"]);
+    assert_eq!(fs::read(run.join("joint/best.safetensors")).unwrap(), weights);
+    let mut report = headfirst(["report"]);
+    report.arg(&run);
+    let go_on = format!("train {0}/recipe.toml --out {0} --resume", run.display());
+    refuses(report, &["has no result yet", &go_on]);
+}
+
+#[test]
 fn a_damaged_run_is_named_by_file() {
     let folder = tempfile::tempdir().unwrap();
     let spoilt = |number: usize, file: &str, content: &[u8]| {

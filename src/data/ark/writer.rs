@@ -128,26 +128,23 @@ impl ArkWriter {
     /// # Errors
     /// A full disk, or a folder that cannot be written to.
     pub fn finish(self) -> Result<()> {
-        self.place(None)
+        self.finish_with(&[])
     }
 
-    /// [`finish`](Self::finish), with a file beside the two that says something about them and is replaced with them: at no instant does an
-    /// index stand beside a description that was not made for it.
+    /// [`finish`](Self::finish), with files beside the two, each a path and its text, that belong to them and are replaced with them: at no
+    /// instant does an index stand beside what was not made for it.
     ///
     /// # Errors
     /// Those of [`finish`](Self::finish).
-    pub fn finish_with(self, description: &Path, content: &str) -> Result<()> {
-        let description = Output::of(description, content.as_bytes())?;
-        self.place(Some(description))
-    }
-
-    fn place(mut self, description: Option<Output>) -> Result<()> {
+    pub fn finish_with(mut self, beside: &[(PathBuf, String)]) -> Result<()> {
+        let beside = beside.iter().map(|(path, text)| Output::of(path, text.as_bytes()));
+        let beside: Vec<Output> = beside.collect::<Result<_>>()?;
         self.ark.sync()?;
         self.scp.sync()?;
         let removed =
             files::remove_file(&self.scp.path).and_then(|()| files::sync_folder(files::folder_of(&self.scp.path)));
         removed.map_err(|error| write_error(&self.scp.path, &error))?;
-        description.map_or(Ok(()), Output::place)?;
+        beside.into_iter().try_for_each(Output::place)?;
         self.ark.place()?;
         self.scp.place()
     }
@@ -266,7 +263,7 @@ mod tests {
         let write = |folder: &Path| {
             let mut writer = ArkWriter::create(folder.join("f.ark"), folder.join("f.scp"))?;
             writer.write("a", 1, 1, &[1.0])?;
-            writer.finish_with(&folder.join("features.toml"), "new")
+            writer.finish_with(&[(folder.join("features.toml"), "new".to_string())])
         };
         let mut crashes = 0;
         loop {

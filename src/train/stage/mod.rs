@@ -11,7 +11,7 @@ pub use result::process_peak;
 
 use crate::cascade::Stage;
 use crate::data::augment::Draw;
-use crate::device::Device;
+use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Result};
 use crate::models::Network;
 use crate::nn::{Parameters, Scheme};
@@ -25,8 +25,8 @@ use crate::train::learner::Learner;
 use crate::train::position::{Best, Position};
 use crate::train::progress::{EpochPlan, Progress};
 use crate::train::record::{EpochRecord, Scores, StageResult};
-use crate::train::run_folder::{RECIPE, RunFolder, StageFolder};
-use crate::train::signals::{StopRequest, command_line, stopped_by};
+use crate::train::run_folder::{RunFolder, StageFolder};
+use crate::train::signals::{StopRequest, stopped_by};
 use crate::train::task::{Set, Task};
 use crate::train::tensorboard::{TensorBoard, wall_time};
 use crate::train::updater::UpdateOptions;
@@ -233,10 +233,9 @@ impl<'a, T: Task> StageRun<'a, T> {
     /// An error once a signal has asked to stop; the state is to be saved before it is returned.
     fn go_on(&self) -> Result<()> {
         let Some(signal) = self.session.stop.signal() else { return Ok(()) };
-        // The run's own recipe has every key and absolute paths, so this command works from here, whatever was given first.
-        let run = self.session.folder.path();
-        let (recipe, run) = (run.join(RECIPE).display().to_string(), run.display().to_string());
-        Err(stopped_by(signal, &command_line(&["train", &recipe, "--out", &run, "--resume"])))
+        // On a machine with a GPU, `auto` would go on there, with other roundings.
+        let device: &[&str] = if self.session.device.kind() == DeviceKind::Cpu { &["--device", "cpu"] } else { &[] };
+        Err(stopped_by(signal, &self.session.folder.go_on(device)))
     }
 
     fn train_batch(&mut self, batch: T::Batch) -> Result<()> {
