@@ -267,7 +267,7 @@ fn the_demo_overwrites_nothing_and_goes_on_when_it_was_stopped() {
 
     let go_on = last.split_once("Go on with: ").expect("a command").1.trim_end_matches('.');
     let arguments: Vec<&str> = go_on.split(' ').skip(1).collect();
-    assert_eq!(arguments, ["train", "runs/demo-2/recipe.toml", "--out", "runs/demo-2", "--resume"]);
+    assert_eq!(arguments, ["train", "runs/demo-2/recipe.toml", "--out", "runs/demo-2", "--resume", "--device", "cpu"]);
     // Few epochs, for the sake of time: the cascade has up to four stages.
     let ended = run_to_end(in_folder(&[&arguments[..], &["--set", "training.max_epochs=2"]].concat()));
     assert_eq!(ended.code, Some(0), "{}", ended.errors);

@@ -161,6 +161,7 @@ impl Frontend {
     /// # Errors
     /// A file of the run that is missing or damaged.
     pub fn of_run(folder: &RunFolder, recipe: &Recipe) -> Result<Self> {
+        folder.check_start()?;
         let path = |name: &str| folder.path().join(name);
         let mut tokens = TokenList::load(unit(recipe.data.tokens)?, path(run_folder::TOKENS))?;
         if tokens.unit() == Unit::Piece {

@@ -145,6 +145,7 @@ pub fn vocabulary_of_run(folder: &RunFolder, recipe: &Recipe) -> Result<Vocabula
             Error::file(folder.path(), "is a run on speech, not on text").remedy("Name a run of a language model")
         );
     }
+    folder.check_start()?;
     Vocabulary::load(token_unit(recipe.data.tokens)?, folder.path().join(run_folder::TOKENS))
 }
 

@@ -2,6 +2,7 @@
 //! The trainer writes them, the report reads them.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One line of `log.jsonl`: an epoch of a stage, after validation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,6 +166,10 @@ pub struct RunResult {
     /// The best stage of each of the recipe's seeds that has a finite result, in their order.
     #[serde(default)]
     pub bests: Vec<String>,
+    /// By their names, the SHA-256 checksums of the files that the run began with and that are its own for good: token list, pieces, statistics;
+    /// versions before did not write them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub start_sha256: BTreeMap<String, String>,
     /// True once the strategy has nothing more to train.
     pub finished: bool,
 }

@@ -64,6 +64,9 @@ fn train_task<T: Task>(task: &T, place: &Place<'_>, classifiers: Vec<WeightsRefe
     if is_new {
         write_start(recipe, folder, task.kept()?)?;
     }
+    if run.result.start_sha256.is_empty() {
+        run.result.start_sha256 = folder.start_checksums()?;
+    }
     run.save()?;
     let session = Session { device, recipe, task, folder, progress, stop };
     while let Some(stage) = run.next_stage() {
@@ -170,7 +173,7 @@ impl<'a> Run<'a> {
             return Err(Error::file(folder.path().join(RESULT), problem)
                 .remedy("Restore it from a copy, or train anew in another folder: --out FOLDER"));
         }
-        let stages = before.map(|before| before.stages).unwrap_or_default();
+        let (stages, start_sha256) = before.map(|before| (before.stages, before.start_sha256)).unwrap_or_default();
         let result = RunResult {
             name: recipe.name.clone(),
             model: task.model_name(),
@@ -180,6 +183,7 @@ impl<'a> Run<'a> {
             stages,
             best: None,
             bests: Vec::new(),
+            start_sha256,
             finished: false,
         };
         let plans = plans(recipe, structure.groups.len())?;

@@ -206,6 +206,33 @@ impl RunFolder {
         write_bytes(self.path.join(RECIPE), start.recipe)
     }
 
+    /// The checksums of the start files that are the run's own for good. A recipe takes other keys when a run goes on, and feature options may be
+    /// corrected.
+    pub fn start_checksums(&self) -> Result<BTreeMap<String, String>> {
+        let mut checksums = BTreeMap::new();
+        for name in [TOKENS, PIECES, CMVN] {
+            let path = self.path.join(name);
+            if files::exists(&path)? {
+                checksums.insert(name.to_string(), files::sha256_of_file(&path)?);
+            }
+        }
+        Ok(checksums)
+    }
+
+    /// # Errors
+    /// One of these files is not what the run began with.
+    pub fn check_start(&self) -> Result<()> {
+        let known = self.read_result()?.map(|result| result.start_sha256).unwrap_or_default();
+        let found = self.start_checksums()?;
+        match found.iter().find(|(name, found)| known.get(*name).is_some_and(|known| known != *found)) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let problem = format!("is not what the run began with: it does not have the checksum in {RESULT}");
+                Err(Error::file(self.path.join(name), problem).remedy("Restore it from a copy"))
+            }
+        }
+    }
+
     /// The command that trains on in this run. The run's own recipe has every key and absolute paths, so the command works from here, whatever
     /// was given first.
     pub fn go_on(&self, more: &[&str]) -> String {

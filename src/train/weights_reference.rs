@@ -161,6 +161,7 @@ mod tests {
             stages: vec![],
             best: best.map(Into::into),
             bests: Vec::new(),
+            start_sha256: Default::default(),
             finished: false,
         })
         .unwrap();
